@@ -1,0 +1,80 @@
+"""How long, how fast and on what a job runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from seatrial.config.section import PositiveInt, Section, Share
+
+
+class RunSection(Section):
+    """The training run: length, batches, schedule, checkpoints."""
+
+    seed: int = 0
+    """Seeds initialisation, data order and dropout."""
+    steps: PositiveInt | None = None
+    """Optimizer steps; give this or `epochs`."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the packed data; give this or `steps`."""
+    seq_tokens: Annotated[int, Field(ge=16)] = 512
+    """Tokens of one packed row."""
+    batch_rows: PositiveInt = 8
+    """Packed rows per optimizer step, over all workers and accumulation steps."""
+    accumulate: PositiveInt = 1
+    """Forward passes per optimizer step; divides a worker's share of `batch_rows`."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak of the schedule."""
+    warmup_share: Share = 0.1
+    """Share of the steps in which the rate rises linearly; it falls linearly to zero afterwards."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW's decoupled decay, on matrices only."""
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Largest norm of a step's gradient."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the forward pass; `auto` is bfloat16 on GPUs that have it and float32 on CPUs."""
+    evaluate_every: PositiveInt | None = None
+    """Steps between two measurements of the held-out loss; the end is always measured."""
+    checkpoint_every: PositiveInt | None = None
+    """Steps between two checkpoints; the end is always kept."""
+    keep_checkpoints: PositiveInt = 2
+    """Checkpoints kept in storage."""
+    storage: str = "runs/jobs"
+    """Directory or `s3://bucket/prefix` that every worker can write to."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Worker failures that are survived before the job ends."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> RunSection:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of `steps` and `epochs`")
+        return self
+
+
+class ResourcesSection(Section):
+    """What the workers are given."""
+
+    workers: PositiveInt = 1
+    """Training processes; each holds the whole model."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """`auto` takes GPUs when the cluster has enough of them."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """Logical CPUs reserved for a worker."""
+    threads_per_worker: PositiveInt | None = None
+    """Arithmetic threads of a CPU worker; without it the machine's cores are shared evenly."""
+
+
+class GateSection(Section):
+    """What the held-out split must show before a version is registered."""
+
+    max_loss: Annotated[float, Field(gt=0)] | None = None
+    """Largest mean loss per response token, in nats."""
+    min_exact_match: Share | None = None
+    """Smallest share of answers that equal the reference after normalisation."""
+    min_rouge_l: Share | None = None
+    """Smallest mean ROUGE-L F1."""
+    sample_rows: PositiveInt = 100
+    """Held-out prompts that are answered for exact match and ROUGE-L."""
+    max_new_tokens: PositiveInt = 64
+    """Longest answer, in tokens."""
