@@ -1,0 +1,97 @@
+"""`make demo`: the whole loop on this machine, from nothing to a moved alias and a report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from demo.loop import FULL, SERVICE, Loop, Report
+from demo.stack import REPOSITORY, CommandFailedError, Stack, down, up
+
+WORK = REPOSITORY / "runs" / "demo"
+
+
+def main() -> int:
+    """Run the loop; exit code 0 when a version was promoted and no request failed."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    console = Console(highlight=False)
+    report = Report()
+    started = time.monotonic()
+    if WORK.exists():
+        down(WORK)
+        shutil.rmtree(WORK)
+    WORK.mkdir(parents=True)
+    try:
+        with report.stage("up", "0  MLflow, Ray and the controller", console):
+            stack = up(WORK)
+        loop = Loop(stack, FULL, report, console)
+        loop.run()
+        report.values["seconds"]["total"] = round(time.monotonic() - started, 1)
+        _finish(console, stack, report, loop)
+    except KeyboardInterrupt:
+        console.print("\ninterrupted: ending everything that was started")
+        return 130
+    except (CommandFailedError, TimeoutError) as error:
+        console.print(f"[red]demo stopped:[/red] {error}")
+        return 1
+    finally:
+        down(WORK)
+    return 0
+
+
+def _finish(console: Console, stack: Stack, report: Report, loop: Loop) -> None:
+    path = WORK / "report.json"
+    path.write_text(json.dumps(report.values, indent=2) + "\n", encoding="utf-8")
+    values = report.values
+    trial, serving = values["trial"], values["serving"]
+    console.rule("[bold]Result", align="left")
+    for job in values["jobs"]:
+        scores = job["eval"]
+        console.print(
+            f"version {job['version']}: {job['steps']} steps, held-out loss {scores['loss']:.2f}, "
+            f"exact match {scores['exact_match']:.0%}, ROUGE-L {scores['rouge_l']:.2f}"
+        )
+    console.print(
+        f"{serving['requests']} requests, {serving['failed']} failed; trial {trial['id']}: {trial['units']} units, "
+        f"lift {trial['lift']:+.2f} in [{trial['interval'][0]:+.2f}, {trial['interval'][1]:+.2f}]"
+    )
+    console.print(
+        f"verdict: [bold]{trial['verdict']}[/bold]; champion {values['champion_before']} → {values['champion_after']}"
+    )
+    console.print("The readers were simulated; the answers and their measured quality were not.")
+    console.print(f"report: {path.relative_to(REPOSITORY)}, after {values['seconds']['total']:.0f} s\n")
+    _look(console, stack)
+
+
+def _look(console: Console, stack: Stack) -> None:
+    console.print(f"MLflow         {stack.mlflow}/#/models/{SERVICE}")
+    console.print(f"Ray dashboard  {stack.dashboard}  (token: `seatrial env`)")
+    console.print(f"service        {stack.service}/v1")
+    body = json.dumps(
+        {"model": SERVICE, "user": "me", "messages": [{"role": "user", "content": "Which module has deque?"}]}
+    )
+    console.print(
+        f"\ncurl {stack.service}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
+    )
+    if sys.stdout.isatty() and sys.stdin.isatty():
+        console.print("\nEverything is still running; press Ctrl-C to end it.")
+        signal.pause()
+    else:
+        console.print(
+            f"\nThe stack ends now; `cd {Path('runs/demo')} && seatrial up` brings it back as it was."
+        )
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
