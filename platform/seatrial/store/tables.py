@@ -1,0 +1,125 @@
+"""The tables. Times are seconds since the epoch; JSON is kept as text, readable in any database."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+services = Table(
+    "services",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("config", Text, nullable=False),  # ServiceConfig as JSON
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Column("state", Text, nullable=False, default="{}"),  # ServiceState as JSON, written by the controller
+)
+
+trials = Table(
+    "trials",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("service", String(63), nullable=False),
+    Column("number", Integer, nullable=False),  # counts from 1 within a service
+    Column("state", String(16), nullable=False),  # open, closed
+    Column("table", Text, nullable=False),  # TrialTable as JSON
+    Column("policy", Text, nullable=False),  # TrialPolicy as JSON, as it was when the trial opened
+    Column("champion", String(32), nullable=False),
+    Column("challenger", String(32), nullable=False),
+    Column("opened_at", Double, nullable=False),
+    Column("closed_at", Double),
+    Column("verdict", String(16)),
+    Column("reason", Text),
+    Column("steps", Text, nullable=False, default="[]"),  # names of the closing steps that are done
+    UniqueConstraint("service", "number"),
+)
+
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("trial_id", String(80), ForeignKey("trials.id"), nullable=False, unique=True),
+    Column("service", String(63), nullable=False),
+    Column("verdict", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("actor", String(80), nullable=False),
+    Column("evidence", Text, nullable=False),  # Evidence as JSON
+    Column("judgement", Text, nullable=False),  # Judgement as JSON
+    Column("decided_at", Double, nullable=False),
+)
+
+# What a trial's interval was as units came in: drawn in the audit record and on the status page.
+looks = Table(
+    "looks",
+    metadata,
+    Column("trial_id", String(80), ForeignKey("trials.id"), primary_key=True),
+    Column("units", Integer, primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("judgement", Text, nullable=False),
+)
+
+exposures = Table(
+    "exposures",
+    metadata,
+    Column("request_id", String(128), primary_key=True),
+    Column("trial_id", String(80), nullable=False),
+    Column("service", String(63), nullable=False),
+    Column("unit", Text, nullable=False),
+    Column("sticky", Boolean, nullable=False),
+    Column("arm", String(32), nullable=False),
+    Column("assigned_version", String(32), nullable=False),
+    Column("served_version", String(32), nullable=False),
+    Column("fallback", Boolean, nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("ttft_s", Double),
+    Column("latency_s", Double),
+    Column("completion_tokens", Integer),
+    Column("error", Text),
+    Index(None, "trial_id", "unit"),
+)
+
+outcomes = Table(
+    "outcomes",
+    metadata,
+    Column("outcome_id", String(128), primary_key=True),
+    Column("request_id", String(128), nullable=False),
+    Column("service", String(63), nullable=False),
+    Column("metric", String(63), nullable=False),
+    Column("value", Double, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("received_at", Double, nullable=False),
+    Index(None, "request_id", "metric"),
+)
+
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("replica_id", String(128), primary_key=True),
+    Column("app", String(128), nullable=False),
+    Column("service", String(63), nullable=False),
+    Column("revision", String(64), nullable=False),
+    Column("loaded", Text, nullable=False),  # {version: "ready" | "loading" | what went wrong}
+    Column("at", Double, nullable=False),
+    Index(None, "service"),
+)
