@@ -1,0 +1,123 @@
+"""Comparing two arms so that anybody may look at any time.
+
+The asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, "Time-uniform central
+limit theory and asymptotic confidence sequences" (arXiv:2103.06476v7), in the form that GrowthBook uses: the
+interval covers the truth at all sample sizes together with probability 1 - alpha, so a trial may be stopped
+the first time that the interval leaves zero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ArmStats:
+    """Sufficient statistics of one arm: units, sum of their values, sum of the squares."""
+
+    n: int
+    total: float
+    total_squares: float
+
+    @property
+    def mean(self) -> float:
+        """Mean value of a unit; NaN without units."""
+        return self.total / self.n if self.n else math.nan
+
+    def variance(self, *, proportion: bool) -> float:
+        """Variance of one unit's value; NaN when it cannot be known yet."""
+        if proportion:
+            if self.n == 0:
+                return math.nan
+            # An arm of only zeros or only ones has no spread of its own, yet its rate is not certain: the
+            # rule of succession gives it that of (x + 1) / (n + 2).
+            is_flat = self.total in (0, self.n)
+            rate = (self.total + 1) / (self.n + 2) if is_flat else self.mean
+            return rate * (1 - rate)
+        if self.n < 2:
+            return math.nan
+        return max(0.0, (self.total_squares - self.total**2 / self.n) / (self.n - 1))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Treatment against control. ``p_value`` is valid at any look; all are NaN when undefined."""
+
+    estimate: float
+    low: float
+    high: float
+    p_value: float
+
+    @property
+    def is_defined(self) -> bool:
+        """Whether there is an interval at all; an undefined comparison decides nothing."""
+        return all(map(math.isfinite, (self.estimate, self.low, self.high)))
+
+
+UNDEFINED = Comparison(math.nan, math.nan, math.nan, math.nan)
+
+
+def compare(
+    control: ArmStats,
+    treatment: ArmStats,
+    *,
+    alpha: float = 0.05,
+    tuning_n: float,
+    relative: bool = True,
+    proportion: bool = False,
+) -> Comparison:
+    """The treatment's lift over the control with its confidence sequence.
+
+    The lift is ``(treatment - control) / |control|`` of the means, or their plain difference when not
+    ``relative``. The interval is tightest when about ``tuning_n`` units are in both arms together.
+
+    Undefined (all NaN): an arm is empty or has no known variance; for ``relative``, the control's mean is
+    zero or not told apart from zero, because the delta method divides by it.
+
+    Raises:
+        ValueError: ``alpha`` or ``tuning_n`` out of range.
+    """
+    if not 0 < alpha < 1 or not tuning_n > 0:
+        raise ValueError(f"alpha {alpha}, tuning_n {tuning_n}: give alpha in (0, 1) and tuning_n above 0")
+    control_variance = control.variance(proportion=proportion)
+    treatment_variance = treatment.variance(proportion=proportion)
+    difference = treatment.mean - control.mean
+    spread = control_variance + treatment_variance
+    if not math.isfinite(difference) or not math.isfinite(spread) or spread <= 0:
+        return UNDEFINED
+    if not relative:
+        variance = control_variance / control.n + treatment_variance / treatment.n
+        return _sequence(difference, variance, control.n + treatment.n, alpha, tuning_n)
+    if _is_near_zero(control.mean, control_variance / control.n, alpha):
+        return UNDEFINED
+    # Delta method for a ratio of independent means.
+    variance = (
+        control_variance * treatment.mean**2 / control.mean**4 / control.n
+        + treatment_variance / control.mean**2 / treatment.n
+    )
+    lift = difference / abs(control.mean)
+    return _sequence(lift, variance, control.n + treatment.n, alpha, tuning_n)
+
+
+def rho(alpha: float, tuning_n: float) -> float:
+    """The mixture's scale that makes the interval tightest at ``tuning_n`` (equation 161 of the paper)."""
+    return math.sqrt((-2 * math.log(alpha) + math.log(1 - 2 * math.log(alpha))) / tuning_n)
+
+
+def _sequence(estimate: float, variance: float, n: int, alpha: float, tuning_n: float) -> Comparison:
+    """Equation 9 of the paper around ``estimate``, whose variance at ``n`` units is ``variance``."""
+    scale = rho(alpha, tuning_n)
+    spread = n * variance  # s² of the paper: per unit
+    grown = n * scale**2 + 1
+    half = math.sqrt(spread * 2 * grown * math.log(math.sqrt(grown) / alpha)) / (n * scale)
+    if spread == 0:
+        return UNDEFINED
+    # The same equation solved for alpha at the interval that just touches zero.
+    log_p = 0.5 * math.log(grown) - (estimate * n * scale) ** 2 / (2 * spread * grown)
+    return Comparison(estimate, estimate - half, estimate + half, min(1.0, math.exp(min(0.0, log_p))))
+
+
+def _is_near_zero(mean: float, variance: float, alpha: float) -> bool:
+    """Whether the mean's plain two-standard-error interval holds zero; then a ratio to it means nothing."""
+    return abs(mean) <= 2 * math.sqrt(variance) or mean == 0
