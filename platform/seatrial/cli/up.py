@@ -1,0 +1,69 @@
+"""`seatrial up`"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from seatrial.cli.output import pairs, say
+from seatrial.cli.where import HomeOption, home_of_new
+from seatrial.stack import launch
+from seatrial.stack.ports import Ports
+from seatrial.stack.state import State
+
+
+def command(
+    home: HomeOption = None,
+    ray_cpus: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Logical CPUs that Ray may hand out to workers and replicas; may exceed the cores."
+        ),
+    ] = 8,
+    mlflow_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of the MLflow server.")
+    ] = Ports.mlflow,
+    dashboard_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of Ray's dashboard and its Jobs API.")
+    ] = Ports.dashboard,
+    ray_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of the Ray head that drivers join.")
+    ] = Ports.ray,
+    serve_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port on which the services will answer.")
+    ] = Ports.serve,
+    controller_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of the controller's status.")
+    ] = Ports.controller,
+) -> None:
+    """Start MLflow, Ray and the controller on this machine.
+
+    They run in the background, listen on loopback only, and are ended by `seatrial down`. The command returns
+    when each of them answers; Ctrl-C before that takes everything back.
+    """
+    where = home_of_new(home)
+    if (found := launch.running(where)) is not None:
+        say(f"already up in {where}")
+        _show(found)
+        return
+    chosen = Ports(mlflow_port, ray_port, dashboard_port, serve_port, controller_port)
+    say(f"starting in {where}")
+    ready = launch.up(
+        where, chosen, ray_cpus, lambda part: say(f"{part.name:<10}  ready after {part.seconds:.1f} s")
+    )
+    _show(ready)
+
+
+def _show(stack: State) -> None:
+    addresses = stack.addresses
+    pairs(
+        [
+            ("MLflow", addresses.mlflow_uri),
+            ("Ray dashboard", addresses.ray_dashboard),
+            ("services", f"{addresses.serve_url} (after `seatrial deploy`)"),
+            ("controller", f"{addresses.controller_url}/status"),
+            ("logs", f"{addresses.home / 'logs'}"),
+        ]
+    )
+    say('For plain ray and mlflow commands: eval "$(seatrial env)"')

@@ -1,0 +1,88 @@
+"""How Seatrial's own processes log, and how the cause is found in the log of a process that ended."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+ROOT = "seatrial"
+TAIL_BYTES = 64 * 1024
+
+# `ValueError: …`, `ray.exceptions.RayTaskError(X): …`: the line that ends a traceback.
+EXCEPTION = re.compile(
+    r"^(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning)(?:\(\w+\))?(?::\s|$)"
+)
+ERROR_LEVEL = re.compile(r"\b(?:ERROR|CRITICAL|FATAL)\b|^E\d{4}\s|\s[EF]\s+\d+\s|^error:|^Error:|^seatrial: ")
+COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: `at` (UTC), `level`, `part`, `message`, and `traceback` where there is one."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self._part = part
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line."""
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        fields = {"at": at, "level": record.levelname, "part": self._part, "message": record.getMessage()}
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields)
+
+
+def configure(part: str) -> logging.Logger:
+    """Send the `seatrial` loggers of this process to standard error, and return their root.
+
+    `SEATRIAL_LOG_LEVEL` is the level (INFO), `SEATRIAL_LOG_FORMAT=json` writes JSON lines. Calling it again
+    changes nothing but the part's name.
+    """
+    logger = logging.getLogger(ROOT)
+    handler = logging.StreamHandler(sys.stderr)
+    if os.environ.get("SEATRIAL_LOG_FORMAT") == "json":
+        handler.setFormatter(JsonFormatter(part))
+    else:
+        handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {part}: %(message)s"))
+    logger.handlers = [handler]
+    level = os.environ.get("SEATRIAL_LOG_LEVEL", "INFO").upper()
+    logger.setLevel(level if level in logging.getLevelNamesMapping() else "INFO")
+    logger.propagate = False
+    return logger
+
+
+def tail(path: Path, lines: int = 40) -> list[str]:
+    """The last lines of a log file without colours; empty when there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - TAIL_BYTES))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    return [COLOUR.sub("", line).rstrip() for line in text.splitlines()][-lines:]
+
+
+def cause(lines: Sequence[str]) -> str | None:
+    """The line that most likely says why a process ended: its last exception, else its last error, else the
+    last line that says anything. None when nothing was said."""
+    said = [COLOUR.sub("", line).strip() for line in lines]
+    said = [line for line in said if line and not line.startswith("::seatrial:: ")]
+    for matches in (EXCEPTION.search, ERROR_LEVEL.search):
+        found = _last(line for line in said if matches(line))
+        if found is not None:
+            return found
+    return _last(said)
+
+
+def _last(lines: Iterable[str]) -> str | None:
+    found = None
+    for line in lines:
+        found = line
+    return found

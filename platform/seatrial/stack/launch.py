@@ -1,0 +1,253 @@
+"""Start a stack and wait until every part answers; take everything back when one does not."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from seatrial.config.addresses import Addresses
+from seatrial.errors import SeatrialError, UserError
+from seatrial.monitoring.logs import cause, tail
+from seatrial.stack import ports, processes, state
+from seatrial.stack.child import Child
+from seatrial.stack.parts import Plan, children
+from seatrial.stack.ports import LOOPBACK, Ports
+from seatrial.stack.state import Member, State
+
+READY_TIMEOUT_S = 180.0
+POLL_S = 0.2
+# Ray makes unix sockets below its folder, whose paths must stay under 108 bytes (`sun_path` in unix(7)).
+SHORT_TEMPORARY = Path("/tmp")  # noqa: S108
+LONGEST_TEMPORARY = 24
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A part answers, so many seconds after the start."""
+
+    name: str
+    url: str
+    seconds: float
+
+
+def up(home: Path, chosen: Ports, ray_cpus: int, report: Callable[[Ready], None]) -> State:
+    """Start the stack of ``home``; ``report`` hears of each part as it becomes ready.
+
+    Raises:
+        UserError: a port is in use, a package is missing, or a stack of this home is half up.
+        SeatrialError: a part ended or did not answer in time. Nothing is left running then, nor after
+            Ctrl-C or SIGTERM.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    with _only_one(home):
+        _clear_stale(home)
+        for package in ("ray", "mlflow"):
+            if importlib.util.find_spec(package) is None:
+                raise UserError(f"{package}: not installed: pip install 'seatrial[jobs,serving]'")
+        ports.require_free(chosen)
+        return _start(home, chosen, ray_cpus, report)
+
+
+def running(home: Path) -> State | None:
+    """The stack of ``home`` if every part of it runs."""
+    found = state.read(home)
+    if found is None or found.phase != "up":
+        return None
+    return found if all(processes.alive(member) for member in found.members) else None
+
+
+def down(home: Path) -> int:
+    """End the stack of ``home`` and whatever it started; returns how many processes there were.
+
+    Raises:
+        SeatrialError: a process could not be ended.
+    """
+    found = state.read(home)
+    if found is None:
+        return 0
+    if found.phase == "starting" and (starter := processes.alive(found.owner)) is not None:
+        starter.terminate()  # it takes back what it started
+        psutil.wait_procs([starter], timeout=3 * processes.GRACE_S)
+        found = state.read(home) or found
+    count = processes.end(found)
+    _sweep(home, found)
+    return count
+
+
+def _start(home: Path, chosen: Ports, ray_cpus: int, report: Callable[[Ready], None]) -> State:
+    plan = _plan(home, chosen, ray_cpus)
+    plan.logs.mkdir(exist_ok=True)
+    own = psutil.Process()
+    owner = Member("seatrial up", own.pid, own.create_time(), "", "")
+    current = State(plan.mark, "starting", owner, str(plan.folder), plan.addresses)
+    started: list[tuple[Child, subprocess.Popen[bytes]]] = []
+    with _signals_interrupt():
+        try:
+            state.write(home, current)
+            for child in children(plan):
+                process = _spawn(child)
+                started.append((child, process))
+                current = replace(current, members=(*current.members, _member(child, process)))
+                state.write(home, current)
+            _wait(started, report)
+            current = replace(current, phase="up")
+            state.write(home, current)
+            return current
+        except BaseException:
+            with _signals_ignored():
+                time.sleep(POLL_S)  # a process that was just forked carries the mark once it runs its program
+                processes.end(current)
+                _sweep(home, current)
+            raise
+
+
+def _plan(home: Path, chosen: Ports, ray_cpus: int) -> Plan:
+    addresses = Addresses(
+        mlflow_uri=f"http://{LOOPBACK}:{chosen.mlflow}",
+        ray_dashboard=f"http://{LOOPBACK}:{chosen.dashboard}",
+        serve_url=f"http://{LOOPBACK}:{chosen.serve}",
+        controller_url=f"http://{LOOPBACK}:{chosen.controller}",
+        store_url=os.environ.get("SEATRIAL_STORE_URL") or f"sqlite:///{home / 'store.db'}",
+        home=home,
+        ray_token_path=home / "ray_token",
+        ray_address=f"{LOOPBACK}:{chosen.ray}",
+    )
+    temporary = Path(tempfile.gettempdir())
+    if len(str(temporary)) > LONGEST_TEMPORARY:
+        temporary = SHORT_TEMPORARY
+    mark = secrets.token_hex(8)
+    first, second, third, fourth = ports.inner(4, chosen)
+    return Plan(
+        mark=mark,
+        ports=chosen,
+        addresses=addresses,
+        folder=temporary / f"seatrial-{hashlib.sha256(mark.encode()).hexdigest()[:8]}",
+        ray_cpus=ray_cpus,
+        token=_token(home / "ray_token"),
+        inner_ports=(first, second, third, fourth),
+    )
+
+
+def _token(path: Path) -> str:
+    """Ray's token, made the first time as `ray get-auth-token --generate` does: 64 hexadecimal digits."""
+    if path.is_file() and (kept := path.read_text(encoding="utf-8").strip()):
+        path.chmod(0o600)
+        return kept
+    made = secrets.token_hex(32)
+    state.write_private(path, made)
+    return made
+
+
+def _spawn(child: Child) -> subprocess.Popen[bytes]:
+    with child.log.open("wb") as log:
+        return subprocess.Popen(
+            child.command,
+            env=dict(child.env),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _member(child: Child, process: subprocess.Popen[bytes]) -> Member:
+    try:
+        created = psutil.Process(process.pid).create_time()
+    except psutil.NoSuchProcess:
+        created = 0.0  # ended already; the wait says why
+    return Member(child.name, process.pid, created, str(child.log), child.url)
+
+
+def _wait(started: list[tuple[Child, subprocess.Popen[bytes]]], report: Callable[[Ready], None]) -> None:
+    began = time.monotonic()
+    waiting = list(started)
+    trouble: dict[str, str] = {}
+    while waiting:
+        for child, process in list(waiting):
+            if (code := process.poll()) is not None:
+                why = cause(tail(child.log)) or "it said nothing"
+                raise SeatrialError(f"{child.name}: ended with exit code {code}: {why} (log: {child.log})")
+            found = next((said for probe in child.probes if (said := probe.trouble())), None)
+            if found is None:
+                report(Ready(child.name, child.url, time.monotonic() - began))
+                waiting.remove((child, process))
+            else:
+                trouble[child.name] = found
+        if waiting and time.monotonic() - began > READY_TIMEOUT_S:
+            child = waiting[0][0]
+            why = f"{trouble[child.name]} (log: {child.log})"
+            raise SeatrialError(f"{child.name}: not ready after {READY_TIMEOUT_S:.0f} s: {why}")
+        time.sleep(POLL_S)
+
+
+def _clear_stale(home: Path) -> None:
+    """Forget a stack whose parts are gone, stragglers included; refuse while parts of it run."""
+    found = state.read(home)
+    if found is None:
+        return
+    runs = [member.name for member in found.members if processes.alive(member)]
+    if runs:
+        raise UserError(f"--home: {home}: {', '.join(runs)} still runs from before: `seatrial down` first")
+    processes.end(found)
+    _sweep(home, found)
+
+
+def _sweep(home: Path, found: State) -> None:
+    """Delete what a stack leaves: its state file and Ray's folder. Data and logs stay."""
+    folder = Path(found.folder)
+    if folder.name.startswith("seatrial-"):
+        shutil.rmtree(folder, ignore_errors=True)
+    state.forget(home)
+
+
+@contextlib.contextmanager
+def _only_one(home: Path) -> Iterator[None]:
+    """Let one `seatrial up` at a time start a stack in ``home``."""
+    with (home / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"--home: {home}: another `seatrial up` is starting it: wait for it") from error
+        yield
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM and a closed terminal do what Ctrl-C does."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """Let a second Ctrl-C not stop the cleaning up."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
