@@ -1,0 +1,164 @@
+"""What the held-out split says: loss, answers, scores, and whether they pass the gate."""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from seatrial.config.run import GateSection
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from seatrial_jobs.batches import Share
+    from seatrial_jobs.data.pack import Packed
+
+GENERATE_ROWS = 32
+"""Prompts that are answered together."""
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A held-out prompt to be answered."""
+
+    prompt: str
+    prompt_ids: list[int]
+    reference: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The measurements of one model; ``None`` where there was nothing to measure."""
+
+    loss: float | None
+    exact_match: float | None
+    rouge_l: float | None
+
+
+def heldout_loss(model: nn.Module, packed: Packed, rows_at_once: int, share: Share, autocast: Any) -> float:
+    """Mean loss in nats per token with a label, over all workers' parts."""
+    import torch
+    import torch.distributed as dist
+
+    from seatrial_jobs.batches import every
+    from seatrial_jobs.data.chat import IGNORED
+    from seatrial_jobs.loop import token_loss
+
+    total = torch.zeros(2, dtype=torch.float64, device=share.device)  # (2,) loss sum, tokens
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for batch in every(packed, rows_at_once, share):
+            with autocast():
+                total[0] += token_loss(model, batch)
+            total[1] += (batch.targets != IGNORED).sum()
+    model.train(was_training)
+    if share.size > 1:
+        dist.all_reduce(total)
+    return float(total[0] / total[1]) if total[1] else math.nan
+
+
+def answer(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    max_new_tokens: int,
+    device: torch.device,
+) -> list[str]:
+    """Greedy answers, many at once; prompts are padded on the left so that all end at the same place."""
+    answers = [""] * len(questions)
+    # Equal lengths together: less padding.
+    by_length = sorted(range(len(questions)), key=lambda i: len(questions[i].prompt_ids))
+    for start in range(0, len(by_length), GENERATE_ROWS):
+        chosen = by_length[start : start + GENERATE_ROWS]
+        prompts = [questions[i].prompt_ids for i in chosen]
+        for i, text in zip(chosen, _generate(model, tokenizer, prompts, max_new_tokens, device), strict=True):
+            answers[i] = text
+    return answers
+
+
+def _generate(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    device: torch.device,
+) -> list[str]:
+    import torch
+
+    room = _longest(model) - max_new_tokens
+    prompts = [prompt[-room:] for prompt in prompts] if room > 0 else prompts
+    width = max(len(prompt) for prompt in prompts)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ids = torch.full((len(prompts), width), pad, device=device)  # (b, P)
+    seen = torch.zeros_like(ids)  # (b, P)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
+        seen[row, width - len(prompt) :] = 1
+    model.eval()
+    with torch.inference_mode():
+        whole = model.generate(
+            input_ids=ids,
+            attention_mask=seen,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=_ends(model, tokenizer),
+            pad_token_id=pad,
+        )  # (b, P + new)
+    return [str(text) for text in tokenizer.batch_decode(whole[:, width:], skip_special_tokens=True)]
+
+
+def _longest(model: Any) -> int:
+    return int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
+
+
+def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token at which an answer ends."""
+    own = model.generation_config.eos_token_id
+    found = own if isinstance(own, list) else [own]
+    return sorted({int(token) for token in [*found, tokenizer.eos_token_id] if token is not None})
+
+
+def normalise(text: str) -> str:
+    """Lower case, no punctuation, single spaces."""
+    return " ".join(text.lower().translate(PUNCTUATION).split())
+
+
+def score(answers: Sequence[str], references: Sequence[str]) -> tuple[float | None, float | None]:
+    """Exact match after :func:`normalise`, and ROUGE-L F1 with stemming (Lin 2004), both means in [0, 1]."""
+    if not answers:
+        return None, None
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    pairs = list(zip(answers, references, strict=True))
+    exact = sum(normalise(given) == normalise(wanted) for given, wanted in pairs)
+    rouge = sum(scorer.score(wanted, given)["rougeL"].fmeasure for given, wanted in pairs)
+    return exact / len(pairs), rouge / len(pairs)
+
+
+def failed_gates(gate: GateSection, scores: Scores) -> list[str]:
+    """Why the scores do not pass; empty when they do. A number that is missing or not finite never passes."""
+    wanted = (
+        ("loss", scores.loss, gate.max_loss, "gate.max_loss", True),
+        ("exact match", scores.exact_match, gate.min_exact_match, "gate.min_exact_match", False),
+        ("ROUGE-L", scores.rouge_l, gate.min_rouge_l, "gate.min_rouge_l", False),
+    )
+    reasons = []
+    for name, found, limit, field, lower_is_better in wanted:
+        if found is not None and not math.isfinite(found):
+            reasons.append(f"{name} is {found}, which is no measurement")
+        elif limit is None:
+            continue
+        elif found is None:
+            reasons.append(f"{name} was not measured, {field} wants {limit:g}")
+        elif (found > limit) if lower_is_better else (found < limit):
+            side = "above" if lower_is_better else "below"
+            reasons.append(f"{name} {found:.4g} is {side} {field} {limit:g}")
+    return reasons

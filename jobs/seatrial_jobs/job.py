@@ -1,0 +1,314 @@
+"""A job from recipe to version: prepare, open the run, train on Ray, pass the gate, register."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from seatrial.config.addresses import Addresses
+from seatrial.config.load import load
+from seatrial.config.recipe import PretrainRecipe, Recipe, TrainRecipe
+from seatrial.errors import RetryableError, SeatrialError, UserError
+from seatrial.registry import aliases, runs, versions
+from seatrial.registry.manifest import BaseRef, Manifest
+from seatrial_jobs import ledger
+from seatrial_jobs.events import complain, emit, say
+from seatrial_jobs.prepare import Prepared, prepare
+from seatrial_jobs.storage import Storage
+
+GATE_FAILED = 3
+TERMINATED = 143  # 128 + SIGTERM
+
+
+class Terminated(BaseException):
+    """Somebody asked this process to stop. ``reason`` is set when it was the job itself."""
+
+    def __init__(self, reason: SeatrialError | None = None) -> None:
+        self.reason = reason
+        super().__init__(str(reason or "terminated"))
+
+
+class JobFailedError(SeatrialError):
+    """Training failed for good."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job whose data, place and run are known."""
+
+    recipe: TrainRecipe | PretrainRecipe
+    prepared: Prepared
+    job_id: str
+    place: Storage
+    """All jobs' storage."""
+    record: ledger.Record
+    run: runs.Run
+    mlflow_uri: str
+    code_digest: str
+
+    @property
+    def storage(self) -> Storage:
+        """This job's own storage."""
+        return self.place.below(self.job_id)
+
+    @property
+    def target(self) -> str:
+        """Registered model that receives the result."""
+        return self.recipe.service if isinstance(self.recipe, TrainRecipe) else self.recipe.register_as
+
+
+def main(kind: type[Recipe], program: str, arguments: Sequence[str]) -> int:
+    """Run the job of a recipe file; the exit code (2 user error, 3 gate not passed, 143 terminated)."""
+    parser = argparse.ArgumentParser(prog=f"python -m {program}")
+    parser.add_argument("recipe", type=Path, help="YAML file")
+    parser.add_argument("--force", action="store_true", help="run a finished job again from nothing")
+    given = parser.parse_args(arguments)
+    _on_termination()
+    _quiet()
+    try:
+        return _run(load(given.recipe, kind), Path.cwd(), force=given.force)
+    except SeatrialError as error:
+        complain(str(error))
+        return error.exit_code
+    except Terminated as stop:
+        complain(str(stop.reason or "stopped; run the same command again to continue"))
+        return 1 if stop.reason else TERMINATED
+
+
+def _run(recipe: Any, root: Path, *, force: bool) -> int:
+    prepared = prepare(recipe, root)
+    place = Storage.of(recipe.run.storage, root)
+    job_id = ledger.job_id(recipe, prepared.split.digest, prepared.base_digest)
+    uri = _require_mlflow()
+    record = ledger.take_over(place.below(job_id), force=force)
+    if record.version is not None:
+        return _say_finished(recipe, job_id, record.version)
+    job = _open(recipe, prepared, place, job_id, record, uri)
+    emit("run", url=job.run.url, run_id=job.run.run_id)
+    say(f"run  {job.run.url}")
+    _tell_plan(job)
+    try:
+        outcome = _train(job)
+        return _conclude(job, outcome)
+    except Terminated as stop:
+        if stop.reason is None:
+            runs.finish(job.run.run_id, "KILLED", uri=uri)
+        raise
+    except SeatrialError as error:
+        _fail(job, error)
+        raise
+
+
+def _require_mlflow() -> str:
+    from seatrial.registry.client import require_mlflow
+
+    uri = Addresses.resolve().mlflow_uri
+    try:
+        require_mlflow(uri)
+    except RetryableError as error:
+        raise UserError(str(error)) from error
+    return uri
+
+
+def _say_finished(recipe: Any, job_id: str, version: str) -> int:
+    name = recipe.service if isinstance(recipe, TrainRecipe) else recipe.register_as
+    emit("registered", name=name, version=version)
+    say(f"job {job_id} is finished: it is version {version} of {name} (--force runs it again)")
+    emit("done")
+    return 0
+
+
+def _open(
+    recipe: Any, prepared: Prepared, place: Storage, job_id: str, record: ledger.Record, uri: str
+) -> Job:
+    code = ledger.code_digest()
+    tags = {
+        runs.JOB_ID: job_id,
+        "seatrial.method": recipe.method.type if isinstance(recipe, TrainRecipe) else "pretrain",
+        "seatrial.data_digest": prepared.split.digest,
+        "seatrial.code_digest": code,
+    }
+    if prepared.base:
+        tags |= {"seatrial.base": prepared.base.ref_pinned, "seatrial.base_digest": prepared.base.digest}
+    if submission := os.environ.get("RAY_JOB_SUBMISSION_ID"):
+        tags[runs.SUBMISSION_ID] = submission
+    run = runs.open_run(
+        recipe.name,
+        attempt=record.attempt,
+        params=runs.flatten(recipe),
+        tags=tags,
+        known_run_id=record.run_id,
+        uri=uri,
+    )
+    record = replace(record, run_id=run.run_id)
+    ledger.save(place.below(job_id), record)
+    return Job(recipe, prepared, job_id, place, record, run, uri, code)
+
+
+def _tell_plan(job: Job) -> None:
+    prepared, recipe = job.prepared, job.recipe
+    for row in prepared.split.bad:
+        say(f"left out  {row}")
+    tokens = prepared.train.tokens
+    emit(
+        "plan",
+        rows_read=prepared.split.rows_read,
+        rows_kept=prepared.split.rows_kept,
+        heldout=len(prepared.split.heldout),
+        tokens=tokens,
+        steps=prepared.steps,
+        workers=recipe.resources.workers,
+        device=recipe.resources.device,
+    )
+    say(
+        f"plan {prepared.split.rows_kept:,} of {prepared.split.rows_read:,} rows, {tokens:,} tokens in "
+        f"{prepared.train.rows:,} rows of {recipe.run.seq_tokens}, {prepared.steps:,} steps, "
+        f"{recipe.resources.workers} workers"
+    )
+
+
+def _train(job: Job) -> Any:
+    """Run the workers and return the first one's outcome.
+
+    Raises:
+        JobFailedError: it failed for good.
+        Terminated: somebody stopped it.
+    """
+    import ray
+
+    from seatrial_jobs import trainer
+    from seatrial_jobs.follow import Follower
+
+    reasons: list[SeatrialError] = []
+
+    def stop_job(reason: SeatrialError) -> None:
+        reasons.append(reason)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.connect(job.recipe)
+    _on_termination()  # ray.init put its own handlers in place
+    check = partial(ledger.require_owner, job.storage, job.record.driver)
+    try:
+        with Follower(job.run.run_id, job.mlflow_uri, job.prepared.steps, check, stop_job):
+            return trainer.fit(_spec(job), job.place, job.job_id)
+    except trainer.TrainingError as error:
+        check()
+        raise JobFailedError(str(error)) from error
+    except Terminated:
+        raise Terminated(reasons[0] if reasons else None) from None
+    finally:
+        ray.shutdown()
+
+
+def _spec(job: Job) -> Callable[[Any], Any]:
+    """What the workers need; the data goes through the object store."""
+    from seatrial_jobs.worker import Spec
+
+    prepared = job.prepared
+    base = prepared.base
+    return lambda put: Spec(
+        recipe=job.recipe,
+        steps=prepared.steps,
+        data=put((prepared.train, prepared.heldout)),
+        questions=prepared.questions,
+        base_path=str(base.path) if base else None,
+        base=BaseRef(ref=base.ref_pinned, digest=base.digest) if base else None,
+        tokenizer_files=prepared.tokenizer_files,
+        storage=job.storage,
+        driver=job.record.driver,
+        run_id=job.run.run_id,
+        mlflow_uri=job.mlflow_uri,
+        data_digest=prepared.split.digest,
+        code_digest=job.code_digest,
+    )
+
+
+def _conclude(job: Job, outcome: Any) -> int:
+    """Record the evaluation, and register the version if it passed the gate."""
+    if outcome["failed"]:
+        raise JobFailedError(outcome["failed"])
+    scores, reasons = outcome["scores"], outcome["reasons"]
+    emit("evaluated", **scores)
+    say("evaluated  " + "  ".join(f"{key} {value:.4g}" for key, value in scores.items() if value is not None))
+    _keep_artifacts(job, outcome["samples"])
+    emit("gate", passed=not reasons, reasons=reasons)
+    if reasons:
+        tags = {"seatrial.gate": "failed", "seatrial.gate_reasons": "; ".join(reasons)}
+        runs.finish(job.run.run_id, "FINISHED", tags=tags, uri=job.mlflow_uri)
+        complain("not registered: " + "; ".join(reasons))
+        return GATE_FAILED
+    manifest = Manifest.model_validate_json(outcome["manifest"])
+    version = versions.register(
+        job.target, job.run.run_id, manifest, tags=_labels(job, scores), uri=job.mlflow_uri
+    )
+    if isinstance(job.recipe, PretrainRecipe):
+        _first_champion(job, version)
+    ledger.save(job.storage, replace(job.record, version=version))
+    tags = {"seatrial.gate": "passed", "seatrial.version": f"{job.target}/{version}"}
+    runs.finish(job.run.run_id, "FINISHED", tags=tags, uri=job.mlflow_uri)
+    emit("registered", name=job.target, version=version)
+    say(f"registered  models:/{job.target}/{version}")
+    emit("done")
+    return 0
+
+
+def _labels(job: Job, scores: dict[str, float | None]) -> dict[str, str]:
+    """Tags of the version, for people who compare versions in MLflow's pages."""
+    found = {f"seatrial.eval.{key}": f"{value:.6g}" for key, value in scores.items() if value is not None}
+    return {**found, runs.JOB_ID: job.job_id}
+
+
+def _first_champion(job: Job, version: str) -> None:
+    if "champion" not in aliases.read(job.target, uri=job.mlflow_uri):
+        try:
+            aliases.move(job.target, "champion", version, expected=None, uri=job.mlflow_uri)
+        except aliases.AliasMovedError as error:
+            say(str(error))
+
+
+def _keep_artifacts(job: Job, samples: list[dict[str, str]]) -> None:
+    from seatrial_jobs.pictures import loss_curves
+
+    run_id, uri = job.run.run_id, job.mlflow_uri
+    train, heldout, rate = (
+        runs.history(run_id, key, uri=uri) for key in ("train/loss", "eval/loss", "train/learning_rate")
+    )
+    runs.log_picture(run_id, "loss.png", loss_curves(job.job_id, train, heldout, rate), uri=uri)
+    if samples:
+        table = {key: [row[key] for row in samples] for key in ("prompt", "reference", "answer")}
+        runs.log_json(run_id, "samples.json", table, uri=uri)
+
+
+def _fail(job: Job, error: SeatrialError) -> None:
+    """Note the cause on the run, unless the run belongs to another driver by now."""
+    if isinstance(error, ledger.SupersededError):
+        return
+    cause = str(error).splitlines()[0][:500]
+    emit("failed", cause=cause)
+    try:
+        runs.finish(job.run.run_id, "FAILED", tags={runs.CAUSE: cause}, uri=job.mlflow_uri)
+    except RetryableError as problem:
+        complain(f"the run keeps its status: {problem}")
+
+
+def _on_termination() -> None:
+    def stop(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise Terminated
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+
+
+def _quiet() -> None:
+    """Keep other libraries' chatter out of what the job says."""
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for name in ("mlflow", "httpx", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)

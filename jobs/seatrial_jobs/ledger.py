@@ -1,0 +1,99 @@
+"""A job's identity and its record in storage: which MLflow run is its own, who drives it, how it ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from seatrial.config.recipe import Recipe
+from seatrial.errors import SeatrialError
+from seatrial_jobs.storage import Storage
+
+RECORD = "mlflow_run.json"
+# Fields that change where and how comfortably a job runs, but not the weights it arrives at.
+OPERATIONAL = {
+    "resources": True,
+    "gate": True,
+    "run": {
+        "storage",
+        "max_failures",
+        "keep_checkpoints",
+        "checkpoint_every",
+        "evaluate_every",
+        "accumulate",
+    },
+}
+
+
+class SupersededError(SeatrialError):
+    """Another driver has taken the job over; this one must not write any more."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """The contents of :data:`RECORD`."""
+
+    attempt: str
+    """New for each run of the job from nothing; the MLflow run carries it as a tag."""
+    driver: str
+    """The driver that owns the job: the last one that started."""
+    run_id: str | None = None
+    version: str | None = None
+    """Set when the job has registered its result, which is when it is finished."""
+
+
+def job_id(recipe: Recipe, data_digest: str, base_digest: str) -> str:
+    """Name and digest of everything that shapes the weights: the same inputs are the same job."""
+    shape = recipe.model_dump(mode="json", exclude=OPERATIONAL)  # type: ignore[arg-type]
+    text = json.dumps([shape, data_digest, base_digest], sort_keys=True)
+    return f"{recipe.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def code_digest() -> str:
+    """SHA-256 of the sources of this package."""
+    root = Path(__file__).parent
+    total = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        total.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()
+
+
+def take_over(storage: Storage, *, force: bool) -> Record:
+    """Become the driver of the job kept in ``storage``.
+
+    A finished job is returned as it is, unless ``force``: then its checkpoints go and it starts from nothing.
+    """
+    found = read(storage)
+    if found is not None and found.version is not None:
+        if not force:
+            return found
+        storage.clear()
+        found = None
+    mine = replace(found or Record(attempt=uuid.uuid4().hex, driver=""), driver=uuid.uuid4().hex)
+    save(storage, mine)
+    return mine
+
+
+def read(storage: Storage) -> Record | None:
+    """The record in ``storage``, if there is one."""
+    value = storage.read_json(RECORD)
+    return None if value is None else Record(**value)
+
+
+def save(storage: Storage, record: Record) -> None:
+    """Write the record."""
+    storage.write_json(RECORD, asdict(record))
+
+
+def require_owner(storage: Storage, driver: str) -> None:
+    """Check that ``driver`` still owns the job.
+
+    Raises:
+        SupersededError: a later driver has taken it over.
+    """
+    found = read(storage)
+    if found is None or found.driver != driver:
+        raise SupersededError(f"{storage.uri}: another driver has taken this job over: this one stops")

@@ -1,0 +1,129 @@
+"""The training loop: what happens between two versions of the weights, and nothing else.
+
+Shapes: b rows in a pass, T tokens in a row, V entries in the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional
+
+from seatrial.config.run import RunSection
+from seatrial_jobs.batches import Batch, Batches
+from seatrial_jobs.data.chat import IGNORED
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate of each step: linear rise, then linear fall to zero."""
+
+    peak: float
+    warmup_steps: int
+    steps: int
+
+    @classmethod
+    def of(cls, run: RunSection, steps: int) -> Schedule:
+        """The schedule of a recipe that runs for ``steps`` steps."""
+        return cls(run.learning_rate, round(run.warmup_share * steps), steps)
+
+    def rate(self, step: int) -> float:
+        """Rate of the step with index ``step``, counted from 0; never zero inside the run."""
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / (self.warmup_steps + 1)
+        return self.peak * (self.steps - step) / max(self.steps - self.warmup_steps, 1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step was. Tensors stay on the device, so that reading them is the reader's cost."""
+
+    number: int
+    """Steps done, this one included."""
+    loss: torch.Tensor  # () nats per token, over all workers
+    grad_norm: torch.Tensor  # () before clipping
+    learning_rate: float
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Batches,
+    schedule: Schedule,
+    *,
+    clip_norm: float,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    start: int = 0,
+    after_step: Callable[[Step], None],
+) -> None:
+    """Run the steps ``start`` to ``schedule.steps``; ``after_step`` sees each and may evaluate or save.
+
+    The loss of a step is the sum over its tokens divided by their number over all workers and passes, so
+    that neither changes the result.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for step in range(start, schedule.steps):
+        rate = schedule.rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        passes = batches.at(step)
+        tokens = max(batches.loss_tokens(step), 1)
+        step_loss = torch.zeros((), device=batches.share.device)
+        for index, batch in enumerate(passes):
+            with _exchange(model, when=index == len(passes) - 1):
+                with autocast():
+                    loss = token_loss(model, batch) / tokens  # ()
+                # Data-parallel workers average their gradients; the sum is wanted.
+                (loss * batches.share.size).backward()
+            step_loss += loss.detach()
+        grad_norm = nn.utils.clip_grad_norm_(trained, clip_norm)  # ()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if batches.share.size > 1:
+            dist.all_reduce(step_loss)
+        after_step(Step(step + 1, step_loss, grad_norm, rate))
+
+
+def token_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Sum of the cross-entropies of all targets, in nats; ().
+
+    Positions that restart make `transformers` mask attention to each document's own block, as long as no
+    attention mask and no cache is given.
+    """
+    output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+    logits = output.logits.float()  # (b, T, V)
+    return functional.cross_entropy(
+        logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def optimizer_for(model: nn.Module, run: RunSection) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), with decay on matrices only."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": run.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    kept = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(kept, lr=run.learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def autocast_for(run: RunSection, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    """The arithmetic of the forward pass: bfloat16 where the recipe asks for it, or where it pays."""
+    pays = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if run.precision == "bfloat16" or (run.precision == "auto" and pays):
+        return lambda: torch.autocast(device.type, torch.bfloat16)
+    return nullcontext
+
+
+def _exchange(model: nn.Module, *, when: bool) -> AbstractContextManager[object]:
+    """Gradients travel between workers in the last pass of a step only."""
+    if when or not isinstance(model, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    held: AbstractContextManager[object] = model.no_sync()
+    return held

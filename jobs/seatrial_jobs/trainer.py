@@ -1,0 +1,110 @@
+"""The only module that starts Ray Train: cluster, worker group, failures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from seatrial.config.recipe import Recipe
+from seatrial.errors import SeatrialError, UserError
+from seatrial_jobs.events import say
+from seatrial_jobs.storage import Storage
+
+# Seconds between two looks at the workers; Ray's own 2 s are added to every start and end.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+
+
+class TrainingError(SeatrialError):
+    """The workers failed more often than the recipe allows."""
+
+
+def connect(recipe: Recipe) -> None:
+    """Join the cluster that this process belongs to or that runs here, else start one for this job."""
+    import ray
+
+    options: dict[str, Any] = {"logging_level": "warning", "log_to_driver": False}
+    if not os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(address="auto", **options)
+        except ConnectionError:
+            wanted = recipe.resources.workers * recipe.resources.cpus_per_worker
+            cores = len(os.sched_getaffinity(0))
+            ray.init(num_cpus=max(cores, int(wanted + 1)), include_dashboard=False, **options)
+        return
+    if os.environ["RAY_ADDRESS"] == "local":
+        wanted = recipe.resources.workers * recipe.resources.cpus_per_worker
+        ray.init(num_cpus=int(wanted + 1), include_dashboard=False, **options)
+        return
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"RAY_ADDRESS: {os.environ['RAY_ADDRESS']}: {reason}: start Ray there or unset it"
+        ) from error
+
+
+def fit(make_spec: Callable[[Any], Any], place: Storage, job_id: str) -> Any:
+    """Train on the workers and return what the first one returned.
+
+    Raises:
+        TrainingError: naming the last failure.
+    """
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from seatrial_jobs.worker import work
+
+    spec = make_spec(ray.put)
+    recipe: Recipe = spec.recipe
+    on_gpu = _on_gpu(recipe)
+    resources = {"CPU": recipe.resources.cpus_per_worker, **({"GPU": 1.0} if on_gpu else {})}
+    _warn_if_too_small(recipe, resources)
+    trainer = TorchTrainer(
+        partial(work, spec),
+        scaling_config=ScalingConfig(
+            num_workers=recipe.resources.workers, use_gpu=on_gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=job_id,
+            storage_path=place.uri,
+            failure_config=FailureConfig(max_failures=recipe.run.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=recipe.run.keep_checkpoints),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    try:
+        return trainer.fit().return_value
+    except TrainingFailedError as error:
+        raise TrainingError(_cause(error)) from error
+
+
+def _on_gpu(recipe: Recipe) -> bool:
+    import ray
+
+    wanted = recipe.resources.device
+    if wanted == "auto":
+        return bool(ray.cluster_resources().get("GPU", 0) >= recipe.resources.workers)
+    return wanted == "gpu"
+
+
+def _warn_if_too_small(recipe: Recipe, resources: dict[str, float]) -> None:
+    import ray
+
+    present = ray.cluster_resources()
+    for name, each in resources.items():
+        wanted = each * recipe.resources.workers
+        if present.get(name, 0) < wanted:
+            say(f"waiting: the job asks for {wanted:g} {name}, the cluster has {present.get(name, 0):g}")
+
+
+def _cause(error: Exception) -> str:
+    """The last line of the first worker's failure, or of the whole error."""
+    failures = getattr(error, "worker_failures", None) or {}
+    first = failures[min(failures)] if failures else error
+    lines = [line.strip() for line in str(first).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

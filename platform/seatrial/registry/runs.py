@@ -1,0 +1,190 @@
+"""MLflow runs: one for each job, however often its workers or its driver start again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel
+
+from seatrial.registry.client import connect
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
+
+EXPERIMENT = "seatrial-jobs"
+BATCH_LIMIT = 1000  # metrics that MLflow takes in one request
+PARAM_LIMIT = 100  # parameters that MLflow takes in one request
+PARAM_LENGTH = 6000  # characters of a parameter's value
+
+JOB_ID = "seatrial.job_id"
+ATTEMPT = "seatrial.attempt"
+SUBMISSION_ID = "seatrial.submission_id"
+CAUSE = "seatrial.cause"
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement. ``at_ms`` is the time it was taken; sent twice, the same point is stored once."""
+
+    key: str
+    value: float
+    step: int
+    at_ms: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One MLflow run and the page that shows it."""
+
+    run_id: str
+    url: str
+
+
+def open_run(
+    name: str,
+    *,
+    attempt: str,
+    params: Mapping[str, str],
+    tags: Mapping[str, str],
+    known_run_id: str | None = None,
+    uri: str | None = None,
+) -> Run:
+    """The run of a job's ``attempt``, opened again when it is there and created when it is not.
+
+    Raises:
+        RetryableError: MLflow does not answer.
+    """
+    client = connect(uri)
+    experiment_id = _experiment(client)
+    run_id = _known(client, known_run_id) or _of_attempt(client, experiment_id, attempt)
+    if run_id is None:
+        made = client.create_run(experiment_id, run_name=name, tags={ATTEMPT: attempt, **tags})
+        run_id = str(made.info.run_id)
+    else:
+        client.update_run(run_id, status="RUNNING")
+    _describe(client, run_id, params, tags)
+    return Run(run_id, f"{client.tracking_uri}/#/experiments/{experiment_id}/runs/{run_id}")
+
+
+def log_points(run_id: str, points: Sequence[Point], *, uri: str | None = None) -> None:
+    """Write measurements; writing the same ones again changes nothing."""
+    from mlflow.entities import Metric
+
+    client = connect(uri)
+    for start in range(0, len(points), BATCH_LIMIT):
+        part = points[start : start + BATCH_LIMIT]
+        client.log_batch(run_id, metrics=[Metric(p.key, p.value, p.at_ms, p.step) for p in part])
+
+
+def latest(run_id: str, *, uri: str | None = None) -> dict[str, tuple[int, float]]:
+    """The last step and value of every metric of the run."""
+    data = connect(uri).get_run(run_id).data
+    return {metric.key: (int(metric.step), float(metric.value)) for metric in data.to_proto().metrics}
+
+
+def history(run_id: str, key: str, *, uri: str | None = None) -> list[tuple[int, float]]:
+    """Every step and value of one metric, by step."""
+    found = connect(uri).get_metric_history(run_id, key)
+    return sorted((int(metric.step), float(metric.value)) for metric in found)
+
+
+def tags_of(run_id: str, *, uri: str | None = None) -> dict[str, str]:
+    """The run's tags."""
+    return dict(connect(uri).get_run(run_id).data.tags)
+
+
+def set_tags(run_id: str, tags: Mapping[str, str], *, uri: str | None = None) -> None:
+    """Add or replace tags."""
+    from mlflow.entities import RunTag
+
+    connect(uri).log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def log_json(run_id: str, name: str, value: Any, *, uri: str | None = None) -> None:
+    """Keep ``value`` as the run's artifact ``name``, a JSON file."""
+    connect(uri).log_dict(run_id, value, name)
+
+
+def log_picture(run_id: str, name: str, figure: Figure, *, uri: str | None = None) -> None:
+    """Keep a matplotlib figure as the run's artifact ``name``."""
+    connect(uri).log_figure(run_id, figure, name)
+
+
+def log_folder(run_id: str, folder: Path, name: str, *, uri: str | None = None) -> None:
+    """Keep the files of ``folder`` as the run's artifact folder ``name``."""
+    connect(uri).log_artifacts(run_id, str(folder), name)
+
+
+def finish(
+    run_id: str, status: Status, *, tags: Mapping[str, str] | None = None, uri: str | None = None
+) -> None:
+    """End the run."""
+    if tags:
+        set_tags(run_id, tags, uri=uri)
+    connect(uri).set_terminated(run_id, status)
+
+
+def flatten(section: BaseModel) -> dict[str, str]:
+    """Every set field of a configuration as `group.field` → text."""
+    return dict(_flat(section.model_dump(mode="json", exclude_none=True), ""))
+
+
+def _flat(value: Any, at: str) -> Iterable[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{at}.{key}" if at else key)
+    else:
+        yield at, str(value)[:PARAM_LENGTH]
+
+
+def _experiment(client: MlflowClient) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is None:
+        try:
+            return str(client.create_experiment(EXPERIMENT))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # made by another job just now
+                raise
+            found = client.get_experiment_by_name(EXPERIMENT)
+            assert found is not None  # noqa: S101
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+def _known(client: MlflowClient, run_id: str | None) -> str | None:
+    """``run_id`` if this server has that run and it was not deleted."""
+    from mlflow.exceptions import MlflowException
+
+    if run_id is None:
+        return None
+    try:
+        info = client.get_run(run_id).info
+    except MlflowException:
+        return None
+    return run_id if info.lifecycle_stage == "active" else None
+
+
+def _of_attempt(client: MlflowClient, experiment_id: str, attempt: str) -> str | None:
+    """The run that a driver created for this attempt before it could note its id."""
+    found = client.search_runs([experiment_id], f"tags.`{ATTEMPT}` = '{attempt}'", max_results=1)
+    return str(found[0].info.run_id) if found else None
+
+
+def _describe(client: MlflowClient, run_id: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    """Set tags, and the parameters that the run does not have yet: MLflow refuses to change one."""
+    from mlflow.entities import Param, RunTag
+
+    present = client.get_run(run_id).data.params
+    fresh = [Param(key, value) for key, value in params.items() if key not in present]
+    for start in range(0, len(fresh), PARAM_LIMIT):
+        client.log_batch(run_id, params=fresh[start : start + PARAM_LIMIT])
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
