@@ -141,7 +141,7 @@ def _waiting_for(
     if units < policy.minimum_units:
         return f"{units} of {policy.minimum_units} units"
     if age_s < policy.minimum_duration_s:
-        return f"{age_s:.0f} of {policy.minimum_duration_s:g} s"
+        return f"the first {policy.minimum_duration_s:g} s are not over"
     is_better = difference.low > 0 if policy.higher_is_better else difference.high < 0
     if is_better and b.outcomes == 0:
         # Silence may mean zero, as with complaints, or that outcomes are lost: it does not promote.

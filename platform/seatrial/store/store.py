@@ -8,9 +8,12 @@ from typing import Any
 
 from sqlalchemy import select, update
 
-from seatrial.store import writer
+from seatrial.experiments.evidence import Evidence
+from seatrial.experiments.trial import Decision, Look, Trial
+from seatrial.store import trials, writer
 from seatrial.store.database import migrate, open_engine, reading, writing
-from seatrial.store.tables import services
+from seatrial.store.evidence import read_evidence
+from seatrial.store.tables import replicas, services
 from seatrial.store.writer import Row
 
 
@@ -105,3 +108,65 @@ class Store:
                 .where(services.c.name == name)
                 .values(state=json.dumps(state, sort_keys=True))
             )
+
+    def replicas(self, service: str) -> list[dict[str, Any]]:
+        """The status of every replica of the service: replica_id, app, revision, loaded, at."""
+        statement = select(replicas).where(replicas.c.service == service).order_by(replicas.c.replica_id)
+        with reading(self.engine) as connection:
+            rows = connection.execute(statement).mappings().all()
+        return [{**row, "loaded": json.loads(row["loaded"])} for row in rows]
+
+    def open_trial(self, trial: Trial) -> None:
+        """Insert the trial unless it is there."""
+        with writing(self.engine) as connection:
+            trials.open_trial(connection, trial)
+
+    def latest_trial(self, service: str) -> Trial | None:
+        """The service's last trial, open or closed."""
+        with reading(self.engine) as connection:
+            return trials.latest_trial(connection, service)
+
+    def trials(self, service: str) -> list[Trial]:
+        """The service's trials, oldest first."""
+        with reading(self.engine) as connection:
+            return list(trials.list_trials(connection, service))
+
+    def decide(self, decision: Decision) -> None:
+        """Insert the decision; a trial's first one stands."""
+        with writing(self.engine) as connection:
+            trials.add_decision(connection, decision)
+
+    def decision(self, trial_id: str) -> Decision | None:
+        """The trial's decision, if there is one."""
+        with reading(self.engine) as connection:
+            return trials.read_decision(connection, trial_id)
+
+    def mark_step(self, trial_id: str, step: str) -> None:
+        """Note that a closing step is done."""
+        with writing(self.engine) as connection:
+            trials.mark_step(connection, trial_id, step)
+
+    def close_trial(self, decision: Decision) -> None:
+        """Close the decided trial."""
+        with writing(self.engine) as connection:
+            trials.close_trial(connection, decision)
+
+    def add_look(self, look: Look) -> None:
+        """Keep what the comparison said at this number of units."""
+        with writing(self.engine) as connection:
+            trials.add_look(connection, look)
+
+    def looks(self, trial_id: str) -> list[Look]:
+        """The trial's looks by number of units."""
+        with reading(self.engine) as connection:
+            return trials.read_looks(connection, trial_id)
+
+    def last_look_units(self, trial_id: str) -> int:
+        """Units of the trial's last look; 0 when there is none."""
+        with reading(self.engine) as connection:
+            return trials.last_look_units(connection, trial_id)
+
+    def evidence(self, trial: Trial, *, now: float) -> Evidence:
+        """Sufficient statistics of the trial's arms, grouped by unit in the database."""
+        with reading(self.engine) as connection:
+            return read_evidence(connection, trial, now=now)

@@ -1,0 +1,118 @@
+"""Do what a plan asks for: one short, repeatable side effect for each action."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import singledispatchmethod
+from typing import Any
+
+from seatrial.errors import RetryableError
+from seatrial.reconcile.actions import (
+    Action,
+    AddLook,
+    CloseTrial,
+    Decide,
+    MarkStep,
+    MoveAlias,
+    OpenTrial,
+    PutApps,
+    PutState,
+    TagVersion,
+    WriteAudit,
+)
+from seatrial.reconcile.desired import MISSING
+from seatrial.reconcile.serve import ServeApi
+from seatrial.registry import aliases, audit
+from seatrial.registry.client import connect
+from seatrial.store import Store
+
+TAG_CHARS = 5000  # MLflow's own limit for a version tag
+
+
+class Applier:
+    """The hands of the controller."""
+
+    def __init__(self, store: Store, serve: ServeApi, mlflow_uri: str) -> None:
+        self._store = store
+        self._serve = serve
+        self._uri = mlflow_uri
+
+    @singledispatchmethod
+    def apply(self, action: Action) -> None:
+        """Do it; doing it again changes nothing.
+
+        Raises:
+            RetryableError: what it needs did not answer.
+            AliasMovedError: a person moved the alias meanwhile.
+        """
+        raise TypeError(f"no way to do {type(action).__name__}")
+
+    @apply.register
+    def _(self, action: PutApps) -> None:
+        self._serve.put(action.apps, owned=action.owned)
+
+    @apply.register
+    def _(self, action: PutState) -> None:
+        self._store.put_state(action.service, action.state.to_json())
+
+    @apply.register
+    def _(self, action: OpenTrial) -> None:
+        self._store.open_trial(action.trial)
+
+    @apply.register
+    def _(self, action: AddLook) -> None:
+        self._store.add_look(action.look)
+
+    @apply.register
+    def _(self, action: Decide) -> None:
+        self._store.decide(action.decision)
+
+    @apply.register
+    def _(self, action: MarkStep) -> None:
+        self._store.mark_step(action.trial_id, action.step)
+
+    @apply.register
+    def _(self, action: CloseTrial) -> None:
+        self._store.close_trial(action.decision)
+
+    @apply.register
+    def _(self, action: MoveAlias) -> None:
+        if action.version is None:
+            self._mlflow(
+                lambda: aliases.remove(action.service, action.alias, expected=action.expected, uri=self._uri)
+            )
+        else:
+            version = action.version
+            self._mlflow(
+                lambda: aliases.move(
+                    action.service, action.alias, version, expected=action.expected, uri=self._uri
+                )
+            )
+
+    @apply.register
+    def _(self, action: TagVersion) -> None:
+        client = connect(self._uri)
+        name, version, key, value = action.service, action.version, action.key, action.value
+        if value is None:
+            self._mlflow(lambda: client.delete_model_version_tag(name, version, key))
+        else:
+            self._mlflow(lambda: client.set_model_version_tag(name, version, key, value[:TAG_CHARS]))
+
+    @apply.register
+    def _(self, action: WriteAudit) -> None:
+        looks = self._store.looks(action.trial.id)
+        self._mlflow(lambda: audit.write(action.trial, action.decision, looks, uri=self._uri))
+
+    def _mlflow(self, act: Callable[[], Any]) -> None:
+        """Act; a version or tag that is gone needs nothing more, all else is tried again.
+
+        Raises:
+            RetryableError: MLflow says no or nothing.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            act()
+        except MlflowException as error:
+            if error.error_code != MISSING:
+                raise RetryableError(f"MLflow: {str(error.message).splitlines()[0]}") from error

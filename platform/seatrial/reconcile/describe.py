@@ -1,0 +1,58 @@
+"""A service's phase, and one line that says why it is in it."""
+
+from __future__ import annotations
+
+from seatrial.reconcile.closing import look_at
+from seatrial.reconcile.view import View, first_line
+from seatrial.reconcile.world import Phase
+
+
+def phase_and_message(view: View, *, is_changing: bool) -> tuple[Phase, str]:
+    """``is_changing`` says that Ray Serve is about to be told something new."""
+    app, state = view.app, view.observed.state
+    if app is None:
+        return "starting", "Ray Serve is being told to start the engine"
+    if app.status in ("DEPLOY_FAILED", "UNHEALTHY") and not is_changing:
+        return "failed", f"Ray Serve: {first_line(app.message)}"
+    is_new = state.config_at != view.desired.config_at
+    if is_new and (is_changing or not view.is_settled):
+        return "starting", f"the engine is starting: {_ready_count(view)} replicas"
+    if view.wished is None:
+        return "waiting", f"no champion: set the alias `champion` of {view.desired.name} to a version"
+    notes = [note for note in (_champion_note(view), _challenger_note(view)) if note]
+    if view.champion is None:
+        phase: Phase = "failed" if view.blocker(view.wished) else "loading"
+        return phase, "; ".join(notes)
+    trial = view.live_trial
+    is_split = trial is not None and (view.traffic.get("trial") or {}).get("id") == trial.id
+    return ("trial" if is_split else "serving"), "; ".join(notes) or f"version {view.champion} serves"
+
+
+def _champion_note(view: View) -> str:
+    if view.wished is None or view.wished == view.champion:
+        return ""
+    stays = f": version {view.champion} goes on" if view.champion else ""
+    blocker = view.blocker(view.wished)
+    if blocker:
+        return f"champion {view.wished} cannot be loaded ({blocker}){stays}"
+    return f"champion {view.wished} is being loaded{stays}"
+
+
+def _challenger_note(view: View) -> str:
+    challenger, trial = view.challenger, view.live_trial
+    if trial is not None:
+        evidence = view.observed.evidence
+        return f"trial {trial.id}: " + (look_at(trial, evidence, view.now).reason if evidence else "opening")
+    if challenger is None:
+        return ""
+    if challenger == view.wished:
+        return f"challenger {challenger} is the champion already: no trial"
+    blocker = view.blocker(challenger)
+    if blocker:
+        return f"challenger {challenger} cannot be loaded ({blocker}): no trial; set the alias again to retry"
+    return f"challenger {challenger} is being loaded"
+
+
+def _ready_count(view: View) -> str:
+    told = sum(row is not None for row in view.rows)
+    return f"{told} of {view.desired.config['engine']['replicas']}"

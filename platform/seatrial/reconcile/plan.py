@@ -1,0 +1,173 @@
+"""From what is wished and what is observed to what is to be done. Pure: no I/O, no clock of its own.
+
+Level-triggered: nothing depends on having seen a change happen, so a lost or repeated pass changes nothing.
+A pass asks only for what can be done now; what must wait for replicas is asked for by a later pass, which
+sees that they are ready. When everything is as it should be, the plan is empty.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from seatrial.experiments.assignment import Arm, TrialTable
+from seatrial.experiments.trial import CHALLENGER, CHAMPION, PREVIOUS, Trial
+from seatrial.reconcile.actions import Action, MoveAlias, OpenTrial, PutApps, PutState, TagVersion
+from seatrial.reconcile.closing import end_or_look, move_aliases, record
+from seatrial.reconcile.describe import phase_and_message
+from seatrial.reconcile.traffic import target_champion, wanted_apps
+from seatrial.reconcile.view import View, full_app_name
+from seatrial.reconcile.world import Desired, DesiredService, Observed, ObservedService, Refusal, ServiceState
+
+LOAD_ERROR = "seatrial.load_error"
+
+
+def plan(desired: Desired, observed: Observed, now: float) -> list[Action]:
+    """Every action that can be taken now, in order, service by service."""
+    actions: list[Action] = []
+    for service in desired.services:
+        known = observed.services.get(service.name, ObservedService())
+        actions += plan_service(service, known, observed, now)
+    return actions
+
+
+def plan_service(
+    desired: DesiredService, known: ObservedService, observed: Observed, now: float
+) -> list[Action]:
+    """The actions for one service."""
+    view = View(desired, known, observed.apps, now)
+    trial, decision = known.trial, known.decision
+    if trial is not None and decision is not None:
+        moves = move_aliases(view, trial, decision)
+        if moves:
+            return moves
+    looks: list[Action] = []
+    if trial is not None and decision is None:
+        looks = end_or_look(view, trial)
+        if any(hasattr(action, "decision") for action in looks):
+            return looks
+    actions = [*looks, *_load_error_tags(view)]
+    puts = _put_apps(view)
+    actions += _note_served(view)
+    state = _state(view, is_changing=bool(puts))
+    if state != known.state:
+        actions.append(PutState(desired.name, state))
+    actions += puts
+    if trial is not None and decision is not None:
+        actions += record(trial, decision)
+    elif trial is None and not puts:
+        actions += _open_trial(view)
+    return actions
+
+
+def _put_apps(view: View) -> list[Action]:
+    wanted = wanted_apps(view)
+    names = {app["name"] for app in wanted}
+    prefix = full_app_name(view.desired.name, "")
+    present = {
+        name: app
+        for name, app in view.apps.items()
+        if (name == view.desired.name or name.startswith(prefix)) and app.status != "DELETING"
+    }
+    is_same = all(app["name"] in present and _holds(present[app["name"]].config or {}, app) for app in wanted)
+    # Deploying again what failed is a person's way of saying: try again.
+    is_again = (
+        view.app is not None
+        and view.app.status == "DEPLOY_FAILED"
+        and view.observed.state.phase == "failed"
+        and view.desired.config_at > view.observed.state.config_at
+    )
+    if is_same and not present.keys() - names and not is_again:
+        return []
+    return [PutApps(view.desired.name, wanted, tuple(sorted(names | present.keys())))]
+
+
+def _holds(present: Any, wanted: Any) -> bool:
+    """Whether everything in ``wanted`` is in ``present``, which may say more."""
+    if isinstance(wanted, dict) and isinstance(present, Mapping):
+        if "revision" in wanted:  # a user_config: nothing may be left over from an older one
+            return present == wanted
+        return all(_holds(present.get(key), value) for key, value in wanted.items())
+    if isinstance(wanted, list) and isinstance(present, list):
+        return len(present) == len(wanted) and all(map(_holds, present, wanted))
+    return bool(present == wanted)
+
+
+def _note_served(view: View) -> list[Action]:
+    """After a switch, `previous` is what was served before."""
+    served = view.observed.state.served
+    previous = view.desired.aliases.get(PREVIOUS)
+    is_switched = view.champion is not None and served not in (None, view.champion)
+    if not is_switched or served == previous or served is None or view.info(served).problem:
+        return []
+    return [MoveAlias(view.desired.name, PREVIOUS, served, previous)]
+
+
+def _state(view: View, *, is_changing: bool) -> ServiceState:
+    before = view.observed.state
+    phase, message = phase_and_message(view, is_changing=is_changing)
+    return ServiceState(
+        phase=phase,
+        message=message,
+        served=view.champion or before.served,
+        refused=_refused(view),
+        config_at=before.config_at if phase == "starting" else view.desired.config_at,
+    )
+
+
+def _refused(view: View) -> dict[str, Refusal]:
+    """Versions that are not to be tried for a while. Taking the alias away and back tries at once."""
+    before = view.observed.state.refused
+    kept = {
+        version: refusal
+        for version, refusal in before.items()
+        if version in view.aliased and not view.is_ready(version)
+    }
+    for version, error in _failures(view).items():
+        tries = before[version].tries + 1 if version in before else 1
+        kept[version] = Refusal(error, view.now, tries)
+    return kept
+
+
+def _failures(view: View) -> dict[str, str]:
+    """Versions that a replica could not load just now, and that no assigned request needs."""
+    found = {
+        version: view.error(version)
+        for version in view.aliased
+        if version in view.told and version not in view.needed and not view.is_backing_off(version)
+    }
+    return {version: error for version, error in found.items() if error is not None}
+
+
+def _load_error_tags(view: View) -> list[Action]:
+    name = view.desired.name
+    wanted: dict[str, str | None] = dict(_failures(view))
+    for version in view.aliased:
+        info = view.info(version)
+        if info.problem and info.exists and info.load_error != info.problem:
+            wanted[version] = info.problem
+        elif info.load_error is not None and view.is_ready(version):
+            wanted[version] = None
+    return [TagVersion(name, version, LOAD_ERROR, text) for version, text in wanted.items()]
+
+
+def _open_trial(view: View) -> list[Action]:
+    """Open a trial when the champion is served, and the challenger ready in every replica."""
+    champion, challenger = view.wished, view.challenger
+    if champion is None or challenger is None or challenger == champion:
+        return []
+    if target_champion(view) != champion or view.champion != champion:
+        return []
+    if view.observed.state.served != champion or not view.is_ready(challenger):
+        return []
+    number = view.observed.trials_so_far + 1
+    trial_id = f"{view.desired.name}-{number}"
+    policy = view.desired.config["trial"]
+    share = policy["challenger_share"]
+    arms = (Arm(CHAMPION, champion, 1 - share), Arm(CHALLENGER, challenger, share))
+    seed = hashlib.sha256(f"{trial_id}:{champion}:{challenger}".encode()).hexdigest()[:16]
+    table = TrialTable(trial_id, seed, policy["coverage"], arms)
+    name = view.desired.name
+    trial = Trial(trial_id, name, number, "open", table, policy, champion, challenger, view.now)
+    return [OpenTrial(name, trial)]

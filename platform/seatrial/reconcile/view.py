@@ -1,0 +1,160 @@
+"""Facts about one service that several decisions need, derived from what was observed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from seatrial.experiments.trial import CHALLENGER, CHAMPION, PREVIOUS, Trial
+from seatrial.reconcile.world import AppStatus, DesiredService, ObservedService, ReplicaStatus, VersionInfo
+
+ENGINE_DEPLOYMENT = "Engine"
+# A replica reports every few seconds; one that has been silent for so long is not counted upon.
+FRESH_S = 30.0
+
+
+def full_app_name(service: str, version: str) -> str:
+    """The application that serves a whole-model version of a service."""
+    return f"{service}--v{version}"
+
+
+@dataclass(frozen=True)
+class View:
+    """One service at ``now``: what is wished, what Serve runs, what its replicas say."""
+
+    desired: DesiredService
+    observed: ObservedService
+    apps: Mapping[str, AppStatus]
+    now: float
+
+    @property
+    def app(self) -> AppStatus | None:
+        """The service's main application."""
+        return self.apps.get(self.desired.name)
+
+    @cached_property
+    def user_config(self) -> Mapping[str, Any]:
+        """What the replicas were last told; empty when there is no application yet."""
+        config = self.app.config if self.app else None
+        for deployment in (config or {}).get("deployments", []):
+            if deployment["name"] == ENGINE_DEPLOYMENT:
+                return deployment.get("user_config") or {}
+        return {}
+
+    @property
+    def traffic(self) -> Mapping[str, Any]:
+        """The traffic that the replicas were last told; empty when none."""
+        return self.user_config.get("traffic") or {}
+
+    @property
+    def champion(self) -> str | None:
+        """The version that gets the traffic outside trials."""
+        version: str | None = self.traffic.get("aliases", {}).get(CHAMPION)
+        return version
+
+    @property
+    def wished(self) -> str | None:
+        """The version that the champion alias names."""
+        return self.desired.aliases.get(CHAMPION)
+
+    @property
+    def challenger(self) -> str | None:
+        """The version that the challenger alias names."""
+        return self.desired.aliases.get(CHALLENGER)
+
+    @property
+    def live_trial(self) -> Trial | None:
+        """The open trial that nobody has decided yet."""
+        return self.observed.trial if self.observed.decision is None else None
+
+    @cached_property
+    def carried(self) -> frozenset[str]:
+        """Versions that get requests under the traffic that the replicas were last told."""
+        arms = (self.traffic.get("trial") or {}).get("arms", [])
+        return frozenset([*self.traffic.get("aliases", {}).values(), *(arm["version"] for arm in arms)])
+
+    @cached_property
+    def needed(self) -> frozenset[str]:
+        """Versions in :attr:`carried` without which assigned requests could not be answered."""
+        arms = (self.traffic.get("trial") or {}).get("arms", [])
+        return frozenset([*filter(None, [self.champion]), *(arm["version"] for arm in arms)])
+
+    @cached_property
+    def told(self) -> Mapping[str, Mapping[str, Any]]:
+        """The preload entries that the replicas were last told, by version."""
+        return {entry["version"]: entry for entry in self.user_config.get("preload", [])}
+
+    @cached_property
+    def rows(self) -> tuple[ReplicaStatus | None, ...]:
+        """For each replica that Serve lists, what it says of the present configuration, None if nothing."""
+        fresh = {
+            row.replica_id: row
+            for row in self.observed.replicas
+            if row.revision == self.user_config.get("revision") and self.now - row.at <= FRESH_S
+        }
+        return tuple(fresh.get(replica) for replica in (self.app.replica_ids if self.app else ()))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every replica has applied what it was last told."""
+        running = self.app is not None and self.app.status == "RUNNING"
+        return running and bool(self.rows) and all(row is not None for row in self.rows)
+
+    def is_ready(self, version: str) -> bool:
+        """Whether every replica has answered a warm-up request with ``version``."""
+        entry = self.told.get(version)
+        if entry is None or not self.rows:
+            return False
+        if "app" in entry and not self._runs(entry["app"]):
+            return False
+        return all(row is not None and row.loaded.get(version) == "ready" for row in self.rows)
+
+    def error(self, version: str) -> str | None:
+        """What a replica says went wrong with ``version``."""
+        for row in self.rows:
+            text = "ready" if row is None else row.loaded.get(version, "loading")
+            if text not in ("ready", "loading"):
+                return " ".join(text.removeprefix("error:").split())[:500]
+        return self._app_error(version)
+
+    def is_backing_off(self, version: str) -> bool:
+        """Whether ``version`` failed so recently that it is not tried again yet."""
+        refusal = self.observed.state.refused.get(version)
+        return refusal is not None and self.now < refusal.retry_at
+
+    def info(self, version: str) -> VersionInfo:
+        """The registry's record of ``version``."""
+        return self.desired.versions.get(version) or VersionInfo(version, problem="not in the registry")
+
+    def blocker(self, version: str) -> str | None:
+        """Why ``version`` is not being loaded, or None."""
+        problem = self.info(version).problem
+        if problem:
+            return problem
+        refusal = self.observed.state.refused.get(version)
+        return refusal.error if refusal and self.is_backing_off(version) else None
+
+    @property
+    def aliased(self) -> tuple[str, ...]:
+        """Versions of the aliases that matter, in their order of importance."""
+        found = (self.desired.aliases.get(alias) for alias in (CHAMPION, CHALLENGER, PREVIOUS))
+        return tuple(version for version in found if version is not None)
+
+    def _runs(self, app: str) -> bool:
+        return app in self.apps and self.apps[app].status == "RUNNING"
+
+    def _app_error(self, version: str) -> str | None:
+        app = self.apps.get(self.told.get(version, {}).get("app", ""))
+        if app is not None and app.status == "DEPLOY_FAILED":
+            return first_line(app.message)
+        return None
+
+
+def first_line(message: str) -> str:
+    """The last non-empty line of a traceback, or the first line of anything else: what a person needs."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if not lines:
+        return "no message"
+    return (lines[-1] if "Traceback" in message else lines[0])[:500]

@@ -1,0 +1,122 @@
+"""Trials, decisions and looks as rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, func, select, update
+
+from seatrial.experiments.assignment import TrialTable
+from seatrial.experiments.trial import Decision, Look, Trial
+from seatrial.experiments.verdict import Judgement
+from seatrial.store.tables import decisions, looks, trials
+from seatrial.store.writer import insert_new
+
+
+def open_trial(connection: Connection, trial: Trial) -> None:
+    """Insert the trial; one with the same id, or the service's same number, stays as it is."""
+    row = {
+        "id": trial.id,
+        "service": trial.service,
+        "number": trial.number,
+        "state": trial.state,
+        "table": json.dumps(trial.table.to_json()),
+        "policy": json.dumps(dict(trial.policy), sort_keys=True),
+        "champion": trial.champion,
+        "challenger": trial.challenger,
+        "opened_at": trial.opened_at,
+        "steps": json.dumps(list(trial.steps)),
+    }
+    insert_new(connection, trials, row)
+
+
+def latest_trial(connection: Connection, service: str) -> Trial | None:
+    """The service's last trial, open or closed."""
+    statement = select(trials).where(trials.c.service == service).order_by(trials.c.number.desc()).limit(1)
+    row = connection.execute(statement).mappings().first()
+    return None if row is None else _trial(row)
+
+
+def list_trials(connection: Connection, service: str) -> Sequence[Trial]:
+    """The service's trials, oldest first."""
+    statement = select(trials).where(trials.c.service == service).order_by(trials.c.number)
+    return [_trial(row) for row in connection.execute(statement).mappings()]
+
+
+def mark_step(connection: Connection, trial_id: str, step: str) -> None:
+    """Note that a closing step is done."""
+    done = json.loads(connection.execute(select(trials.c.steps).where(trials.c.id == trial_id)).scalar_one())
+    if step not in done:
+        values = {"steps": json.dumps([*done, step])}
+        connection.execute(update(trials).where(trials.c.id == trial_id).values(values))
+
+
+def close_trial(connection: Connection, decision: Decision) -> None:
+    """Close the decided trial; a closed one stays as it is."""
+    connection.execute(
+        update(trials)
+        .where(trials.c.id == decision.trial_id, trials.c.state != "closed")
+        .values(
+            state="closed",
+            closed_at=decision.decided_at,
+            verdict=decision.verdict,
+            reason=decision.reason,
+        )
+    )
+
+
+def add_decision(connection: Connection, decision: Decision) -> None:
+    """Insert the decision; a trial's first one stands."""
+    plain = decision.to_json()
+    texts = {name: json.dumps(plain[name], sort_keys=True) for name in ("evidence", "judgement")}
+    insert_new(connection, decisions, {**plain, **texts})
+
+
+def read_decision(connection: Connection, trial_id: str) -> Decision | None:
+    """The trial's decision, if there is one."""
+    row = connection.execute(select(decisions).where(decisions.c.trial_id == trial_id)).mappings().first()
+    if row is None:
+        return None
+    parsed = {name: json.loads(row[name]) for name in ("evidence", "judgement")}
+    return Decision.from_json({**row, **parsed})
+
+
+def add_look(connection: Connection, look: Look) -> None:
+    """Insert the look; one at the same number of units stays as it is."""
+    plain = look.to_json()
+    body = {"judgement": plain["judgement"], "exposures": dict(look.exposures)}
+    row = {"trial_id": look.trial_id, "units": look.units, "at": look.at, "judgement": json.dumps(body)}
+    insert_new(connection, looks, row)
+
+
+def read_looks(connection: Connection, trial_id: str) -> list[Look]:
+    """The trial's looks by number of units."""
+    statement = select(looks).where(looks.c.trial_id == trial_id).order_by(looks.c.units)
+    return [_look(row) for row in connection.execute(statement).mappings()]
+
+
+def last_look_units(connection: Connection, trial_id: str) -> int:
+    """Units of the trial's last look; 0 when there is none."""
+    statement = select(func.max(looks.c.units)).where(looks.c.trial_id == trial_id)
+    return int(connection.execute(statement).scalar_one() or 0)
+
+
+def _trial(row: Any) -> Trial:
+    values = dict(row)
+    return Trial(
+        **{
+            **values,
+            "table": TrialTable.from_json(json.loads(values["table"])),
+            "policy": json.loads(values["policy"]),
+            "steps": tuple(json.loads(values["steps"])),
+        }
+    )
+
+
+def _look(row: Any) -> Look:
+    body = json.loads(row["judgement"])
+    return Look(
+        row["trial_id"], row["units"], row["at"], body["exposures"], Judgement.from_json(body["judgement"])
+    )
