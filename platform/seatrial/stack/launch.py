@@ -25,6 +25,7 @@ from seatrial.errors import SeatrialError, UserError
 from seatrial.monitoring.logs import cause, tail
 from seatrial.stack import ports, processes, state
 from seatrial.stack.child import Child
+from seatrial.stack.haproxy import write_wrapper
 from seatrial.stack.parts import Plan, children
 from seatrial.stack.ports import LOOPBACK, Ports
 from seatrial.stack.state import Member, State
@@ -99,6 +100,8 @@ def _start(home: Path, chosen: Ports, ray_cpus: int, report: Callable[[Ready], N
     with _signals_interrupt():
         try:
             state.write(home, current)
+            plan.folder.mkdir(mode=0o700)
+            plan = replace(plan, proxy_program=write_wrapper(plan.folder))
             for child in children(plan):
                 process = _spawn(child)
                 started.append((child, process))

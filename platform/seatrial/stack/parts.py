@@ -28,6 +28,8 @@ class Plan:
     token: str
     inner_ports: tuple[int, int, int, int]
     """Ray client server, HAProxy metrics, HAProxy statistics, Serve's fallback proxy."""
+    proxy_program: Path | None = None
+    """What Serve runs as HAProxy; its own choice when not given."""
 
     @property
     def logs(self) -> Path:
@@ -105,8 +107,10 @@ def ray_environment(plan: Plan) -> dict[str, str]:
     """Switches that Ray reads when its processes start."""
     _, metrics_port, statistics_port, fallback_port = plan.inner_ports
     proxy = plan.folder / "ha"
+    program = {"RAY_SERVE_HAPROXY_BINARY_PATH": str(plan.proxy_program)} if plan.proxy_program else {}
     return {
         **loopback_environment(),
+        **program,
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),

@@ -1,0 +1,39 @@
+"""`seatrial schema`"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from seatrial.cli.output import say
+from seatrial.config.recipe import PretrainRecipe, TrainRecipe
+from seatrial.config.section import Section
+from seatrial.config.service import ServiceConfig
+
+
+class Kind(StrEnum):
+    """The files that people write."""
+
+    RECIPE = "recipe"
+    PRETRAIN = "pretrain"
+    SERVICE = "service"
+
+
+SECTIONS: dict[Kind, type[Section]] = {
+    Kind.RECIPE: TrainRecipe,
+    Kind.PRETRAIN: PretrainRecipe,
+    Kind.SERVICE: ServiceConfig,
+}
+
+
+def command(
+    kind: Annotated[Kind, typer.Argument(help="Which file's schema.")] = Kind.RECIPE,
+) -> None:
+    """Print the JSON schema of a configuration file.
+
+    Editors complete and check YAML with it.
+    """
+    say(json.dumps(SECTIONS[kind].model_json_schema(), indent=2))

@@ -1,0 +1,57 @@
+"""What a job says while it runs: events for programs, lines for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+PREFIX = "::seatrial:: "
+
+
+@dataclass(frozen=True)
+class Event:
+    """One `::seatrial::` line: `run`, `plan`, `progress`, `evaluated`, `gate`, `registered`, `done`."""
+
+    name: str
+    fields: Mapping[str, object] = field(default_factory=dict)
+
+    def number(self, name: str) -> float | None:
+        """A numeric field, None when it is not there."""
+        value = self.fields.get(name)
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    def text(self, name: str) -> str:
+        """A field as text, empty when it is not there."""
+        value = self.fields.get(name)
+        return "" if value is None else str(value)
+
+
+def parse(line: str) -> Event | str:
+    """The event in the line, wherever Ray's own prefix puts it, or else the line."""
+    _, found, payload = line.partition(PREFIX)
+    if not found:
+        return line
+    try:
+        values = json.loads(payload)
+        return Event(str(values.pop("event")), values)
+    except (ValueError, KeyError, AttributeError):
+        return line
+
+
+class Lines:
+    """Chunks of text in, whole lines out."""
+
+    def __init__(self) -> None:
+        self._rest = ""
+
+    def feed(self, chunk: str) -> Iterator[str]:
+        """The lines that this chunk completes."""
+        *whole, self._rest = (self._rest + chunk).split("\n")
+        yield from (line.rstrip("\r") for line in whole)
+
+    def flush(self) -> Iterator[str]:
+        """What is left without a line end."""
+        rest, self._rest = self._rest, ""
+        if rest:
+            yield rest

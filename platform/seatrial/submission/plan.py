@@ -1,0 +1,83 @@
+"""What a recipe would do, before anything runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from seatrial.errors import SeatrialError, UserError
+from seatrial.monitoring.logs import cause
+
+MODULE = "seatrial_jobs.plan"
+
+
+def make_plan(recipe: Path) -> Mapping[str, object]:
+    """Rows, tokens, steps, workers, device and estimated seconds, as `python -m seatrial_jobs.plan` says.
+
+    It reads the data in a process of its own: the control plane loads no model library.
+
+    Raises:
+        UserError: bad or missing data, a base model that is not there; one line for each problem.
+        SeatrialError: the planner ended in another way.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", MODULE, str(recipe)], capture_output=True, text=True, check=False
+    )
+    complaints = [line for line in done.stderr.splitlines() if line.strip()]
+    if done.returncode == UserError.exit_code and complaints:
+        raise UserError("\n".join(complaints))
+    if done.returncode:
+        raise SeatrialError(
+            f"{recipe}: cannot be planned: {cause(complaints) or f'exit code {done.returncode}'}"
+        )
+    found = _last_object(done.stdout)
+    if found is None:
+        raise SeatrialError(
+            f"{recipe}: {MODULE} printed no plan: {cause(done.stdout.splitlines()) or 'nothing'}"
+        )
+    return found
+
+
+def rows(plan: Mapping[str, object]) -> list[tuple[str, str]]:
+    """The plan as `name, value` pairs for people, in the order in which one asks."""
+    read, kept = plan.get("rows_read"), plan.get("rows_kept")
+    shown = [
+        ("data", f"{_count(kept)} of {_count(read)} rows kept, {_count(plan.get('heldout'))} held out"),
+        ("tokens", f"{_count(plan.get('tokens'))} in the packed data"),
+        ("steps", f"{_count(plan.get('steps'))} of {_count(plan.get('batch_tokens'))} tokens"),
+        ("workers", f"{plan.get('workers')} on {plan.get('device')}"),
+        ("parameters", f"{_count(plan.get('parameters'))}"),
+    ]
+    estimated = plan.get("estimated_s")
+    if isinstance(estimated, int | float):
+        shown.append(("estimated", duration(float(estimated))))
+    return [(name, value) for name, value in shown if "None" not in value]
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3 min 20 s` or `2 h 5 min`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _count(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _last_object(text: str) -> Mapping[str, object] | None:
+    for line in reversed(text.splitlines()):
+        if line.startswith("{"):
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(found, dict):
+                return found
+    return None

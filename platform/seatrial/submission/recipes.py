@@ -1,0 +1,55 @@
+"""Which kind a YAML file is, and what runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from seatrial.config.load import load
+from seatrial.config.recipe import PretrainRecipe, TrainRecipe
+from seatrial.config.section import Section
+from seatrial.config.service import ServiceConfig
+from seatrial.errors import UserError
+
+TRAIN_MODULE = "seatrial_jobs.train"
+PRETRAIN_MODULE = "seatrial_jobs.pretrain"
+
+# A key of the top level that only this kind of file has.
+SIGNS: dict[str, type[Section]] = {
+    "register_as": PretrainRecipe,
+    "architecture": PretrainRecipe,
+    "engine": ServiceConfig,
+    "http": ServiceConfig,
+}
+
+
+def kind_of(path: Path) -> type[Section]:
+    """The section that the file at ``path`` must satisfy; a fine-tuning recipe unless it says otherwise.
+
+    Raises:
+        UserError: the file cannot be read. Bad YAML is left to the loader, which names the line.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): give the path of a YAML file") from error
+    except yaml.YAMLError:
+        return TrainRecipe
+    keys = values if isinstance(values, dict) else {}
+    return next((kind for sign, kind in SIGNS.items() if sign in keys), TrainRecipe)
+
+
+def load_recipe(path: Path) -> tuple[TrainRecipe | PretrainRecipe, str]:
+    """The validated recipe, and the module that runs it.
+
+    Raises:
+        UserError: the file is missing, or is a service file.
+        ConfigError: one problem for each bad field.
+    """
+    kind = kind_of(path)
+    if kind is PretrainRecipe:
+        return load(path, PretrainRecipe), PRETRAIN_MODULE
+    if kind is ServiceConfig:
+        raise UserError(f"{path}: a service file, not a recipe: `seatrial deploy {path}`")
+    return load(path, TrainRecipe), TRAIN_MODULE
