@@ -1,0 +1,257 @@
+"""Bring the versions of a user_config into the engine, and put its traffic table in force when they are."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from seatrial.config.service import HttpSection
+from seatrial.errors import RetryableError, SeatrialError, UserError
+from seatrial.registry import versions
+from seatrial_serving.live import Live
+from seatrial_serving.table import Table
+
+log = logging.getLogger(__name__)
+READY, LOADING = "ready", "loading"
+RETRY_S = 2.0
+DRAIN_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Preload:
+    """One version that must be loaded. ``app`` is the Serve application of a full model."""
+
+    version: str
+    kind: str
+    digest: str | None
+    app: str | None
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Preload:
+        """From an entry of `preload`; ValueError or KeyError when it is none."""
+        version = str(value["version"])
+        if not version.isdigit() or int(version) < 1:
+            raise ValueError(f"preload: version {version!r}: give a version number of MLflow")
+        return cls(version, str(value.get("kind", "adapter")), value.get("digest"), value.get("app"))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One user_config, understood."""
+
+    table: Table
+    preload: tuple[Preload, ...]
+    http: HttpSection | None
+
+    @classmethod
+    def from_json(cls, service: str, config: dict[str, Any]) -> Wanted:
+        """From a Ray Serve user_config.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is none; pydantic's errors are ValueErrors.
+        """
+        named = str(config.get("service", service))
+        if named != service:
+            raise ValueError(f"user_config: service {named!r}: this application serves {service!r}")
+        table = Table.from_json(service, str(config.get("revision", "")), config.get("traffic"))
+        preload = tuple(Preload.from_json(item) for item in config.get("preload", []))
+        http = config.get("http")
+        return cls(table, preload, HttpSection.model_validate(http) if http is not None else None)
+
+
+class Engine(Protocol):
+    """What the loader needs of the engine; all of it is called on the event loop."""
+
+    max_lora_rank: int
+    base_digest: str
+
+    async def load(self, version: str, folder: Path) -> None: ...
+    async def unload(self, version: str) -> None: ...
+    async def warm(self, version: str, app: str | None) -> None: ...
+
+
+class Loader:
+    """Keeps what is loaded at what the newest user_config wants. One task at a time does the work."""
+
+    def __init__(
+        self,
+        service: str,
+        engine: Engine,
+        live: Live,
+        cache: Path,
+        *,
+        set_http: Callable[[HttpSection], None],
+        report: Callable[[dict[str, str], str], None],
+        birth_wait_s: float = 300.0,
+    ) -> None:
+        self._service = service
+        self._engine = engine
+        self._live = live
+        self._cache = cache
+        self._set_http = set_http
+        self._report = report
+        self._birth_wait_s = birth_wait_s
+        self._states: dict[str, str] = {}
+        self._wanted: Wanted | None = None
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        """Take a new user_config.
+
+        The first one is awaited: a replica that cannot serve its champion is not healthy. Later ones return
+        at once, because Serve sends no traffic to a replica while it reconfigures; the old table stays in
+        force until all versions that the new one names are ready.
+
+        Raises:
+            ValueError: the config cannot be understood; SeatrialError: the first one cannot be served.
+        """
+        wanted = Wanted.from_json(self._service, config)
+        if wanted.http is not None:
+            self._set_http(wanted.http)
+        is_first = self._wanted is None
+        self._wanted = wanted
+        if is_first:
+            await self._birth(wanted)
+            self._task = asyncio.create_task(self._work())
+        elif not self._apply(wanted):
+            self._mark_loading(wanted)
+        self._changed.set()
+
+    def close(self) -> None:
+        """Stop loading."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _birth(self, wanted: Wanted) -> None:
+        deadline = asyncio.get_running_loop().time() + self._birth_wait_s
+        champion = wanted.table.aliases.get("champion")
+        self._mark_loading(wanted)
+        while True:
+            retry = await self._load_all(wanted)
+            if self._apply(wanted):
+                return
+            if champion is None or champion in self._live.ready:
+                # The champion can serve; an arm that cannot is reported, and its units get the champion.
+                self._live.table = wanted.table
+                self._tell()
+                return
+            if not retry or asyncio.get_running_loop().time() > deadline:
+                raise UserError(
+                    f"{self._service}@{champion}: champion: {self._states.get(champion, 'not in preload')}"
+                )
+            await asyncio.sleep(RETRY_S)
+
+    async def _work(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            wanted = self._wanted
+            if wanted is None:
+                continue
+            retry = await self._load_all(wanted)
+            if self._wanted is wanted:
+                self._apply(wanted)
+                await self._unload_others(wanted)
+            if retry:
+                await asyncio.sleep(RETRY_S)
+                self._changed.set()
+
+    def _apply(self, wanted: Wanted) -> bool:
+        """Put the table in force if all that it names is ready."""
+        is_ready = wanted.table.needed <= self._live.ready.keys()
+        if is_ready and self._live.table is not wanted.table:
+            self._live.table = wanted.table
+        self._tell()
+        return is_ready and all(item.version in self._live.ready for item in wanted.preload)
+
+    async def _load_all(self, wanted: Wanted) -> bool:
+        """Load what is missing; whether something may work later that did not now."""
+        retry = False
+        for item in wanted.preload:
+            if item.version in self._live.ready or self._wanted is not wanted:
+                continue
+            try:
+                await self._load(item)
+            except (RetryableError, TimeoutError) as error:
+                retry = True
+                self._states[item.version] = f"error: {error}, trying again"
+            except Exception as error:
+                expected = isinstance(error, SeatrialError)
+                log.error("version %s is not loaded: %s", item.version, error, exc_info=not expected)
+                self._states[item.version] = f"error: {error}"
+            else:
+                self._live.ready[item.version] = item.app
+                self._states[item.version] = READY
+            self._tell()
+        return retry
+
+    async def _load(self, item: Preload) -> None:
+        self._states[item.version] = LOADING
+        self._tell()
+        if item.kind == "adapter":
+            folder = await asyncio.to_thread(self._fetch, item)
+            await self._engine.load(item.version, folder)
+        elif item.app is None:
+            raise UserError(f"{self._service}@{item.version}: kind {item.kind}: no `app` that serves it")
+        try:
+            await self._engine.warm(item.version, item.app)
+        except BaseException:
+            if item.kind == "adapter":
+                await self._engine.unload(item.version)
+            raise
+
+    def _fetch(self, item: Preload) -> Path:
+        """A verified folder that fits this engine. A copy that is already here needs no MLflow."""
+        known = self._cache / f"sha256-{item.digest}"
+        if item.digest and known.is_dir():
+            folder, manifest = known, versions.verify(known)
+        else:
+            folder = versions.download(self._service, item.version, self._cache)
+            manifest = versions.read_manifest(folder)
+        what = f"{self._service}@{item.version}"
+        if item.digest and manifest.digest != item.digest:
+            raise UserError(f"{what}: digest {manifest.digest[:12]}: expected {item.digest[:12]}")
+        if manifest.kind != "adapter":
+            raise UserError(f"{what}: kind {manifest.kind}: it needs an application of its own")
+        if manifest.base is None or manifest.base.digest != self._engine.base_digest:
+            theirs = manifest.base.ref if manifest.base else "no base"
+            raise UserError(
+                f"{what}: trained on {theirs}, whose digest is not this engine's base: "
+                "train it on `engine.base` again"
+            )
+        rank = json.loads((folder / "adapter_config.json").read_bytes()).get("r", 0)
+        if rank > self._engine.max_lora_rank:
+            raise UserError(f"{what}: rank {rank}: set engine.max_lora_rank to at least {rank}")
+        return folder
+
+    async def _unload_others(self, wanted: Wanted) -> None:
+        """Take out what is no longer wanted, each version when its last request is over."""
+        kept = {item.version for item in wanted.preload} | self._live.table.needed
+        for version in [v for v in self._live.ready if v not in kept]:
+            app = self._live.ready.pop(version)
+            while self._live.in_flight[version] and self._wanted is wanted:
+                await asyncio.sleep(DRAIN_POLL_S)
+            if self._live.in_flight[version]:
+                self._live.ready[version] = app  # wanted something else meanwhile: look again
+                self._changed.set()
+                return
+            if app is None:
+                await self._engine.unload(version)
+            del self._live.in_flight[version]
+        self._states = {v: state for v, state in self._states.items() if v in kept}
+        self._tell()
+
+    def _mark_loading(self, wanted: Wanted) -> None:
+        for item in wanted.preload:
+            if item.version not in self._live.ready:
+                self._states[item.version] = LOADING
+        self._tell()
+
+    def _tell(self) -> None:
+        self._report(dict(self._states), self._live.table.revision)

@@ -1,0 +1,253 @@
+"""The engine as its own ingress. The only module that touches Ray Serve LLM's hooks, which are not stable.
+
+    HAProxy -> replica process: Traffic (ours) -> vLLM's own OpenAI app -> engine
+
+`build` makes a service's application, `build_full` one for a version that is a whole model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from pydantic import ValidationError
+from ray import serve
+from ray.llm._internal.serve.core.configs.llm_config import LLMConfig
+from ray.llm._internal.serve.core.server.llm_server import LLMServer
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+from seatrial.config.addresses import Addresses
+from seatrial.config.service import EngineSection, HttpSection
+from seatrial.errors import UserError
+from seatrial.registry import versions
+from seatrial_serving.adapters import Loader
+from seatrial_serving.auth import require_keys_off_loopback
+from seatrial_serving.base import check_folder, resolve
+from seatrial_serving.errors import App
+from seatrial_serving.forward import DEPLOYMENT, Forwarder, Part, drive
+from seatrial_serving.live import Live, Rules
+from seatrial_serving.recorder import Recorder, store_of
+from seatrial_serving.request import encode
+from seatrial_serving.spec import (
+    QUEUE_FACTOR,
+    Spec,
+    cache_folder,
+    engine_kwargs,
+    environment,
+    spool_folder,
+)
+from seatrial_serving.table import Table
+from seatrial_serving.traffic import COMPLETIONS, Traffic
+
+NOBODY = HttpSection.model_construct(keys=(), allow_anonymous=False)
+WARM_TIMEOUT_S = 120.0
+UNLIMITED = 1_000_000  # Traffic has its own limit, with an answer in OpenAI's shape
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application of a service.
+
+    Raises:
+        UserError: wrong args, a base model that is missing or unsafe, keys off where strangers can call.
+    """
+    spec = _spec(args)
+    if spec.service.http is not None:
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        require_keys_off_loopback(spec.service.http, ray.get(controller.get_http_config.remote()).host)
+    cache = cache_folder(Addresses.resolve().home)
+    base = resolve(spec.base, spec.service.engine.revision, cache)
+    return _bind(serve.ingress()(Server), spec, base.path, lora=True)
+
+
+def build_full(args: dict[str, Any]) -> serve.Application:
+    """The application of one version that is a whole model; it has no route and no HTTP of its own.
+
+    Raises:
+        UserError: wrong args, a version that is missing, changed, or no full model.
+    """
+    spec = _spec(args)
+    return _bind(FullServer, spec, _full_folder(spec), lora=False)
+
+
+def _spec(args: dict[str, Any]) -> Spec:
+    try:
+        return Spec.model_validate(args)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"args.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _full_folder(spec: Spec) -> Path:
+    if spec.version is None:
+        raise UserError("args.version: missing: give the version that this application serves")
+    name = f"{spec.service.name}@{spec.version}"
+    folder = versions.download(spec.service.name, spec.version, cache_folder(Addresses.resolve().home))
+    manifest = versions.read_manifest(folder)
+    if manifest.kind == "adapter":
+        raise UserError(f"{name}: kind adapter: it is loaded into the service's own engine")
+    if spec.digest is not None and manifest.digest != spec.digest:
+        raise UserError(f"{name}: digest {manifest.digest[:12]}: expected {spec.digest[:12]}")
+    check_folder(folder, name)
+    return folder
+
+
+def _device(engine: EngineSection) -> str:
+    if engine.device != "auto":
+        return engine.device
+    return "gpu" if ray.cluster_resources().get("GPU", 0) >= engine.tensor_parallel else "cpu"
+
+
+def _llm_config(spec: Spec, model_id: str, path: Path, *, device: str, lora: bool) -> LLMConfig:
+    engine = spec.service.engine
+    worker = {"GPU": 1} if device == "gpu" else {"CPU": engine.cpus}
+    return LLMConfig(
+        model_loading_config={"model_id": model_id, "model_source": str(path)},
+        engine_kwargs=engine_kwargs(engine, device=device, lora=lora),
+        accelerator_config={"kind": device},
+        placement_group_config={"bundle_per_worker": worker},
+        runtime_env={"env_vars": environment(engine, device=device)},
+        deployment_config={"ray_actor_options": {"num_cpus": engine.cpus if device == "gpu" else 0}},
+    )
+
+
+def _bind(server: type[LLMServer], spec: Spec, path: Path, *, lora: bool) -> serve.Application:
+    device = _device(spec.service.engine)
+    config = _llm_config(spec, spec.service.name, path, device=device, lora=lora)
+    options = {
+        **server.get_deployment_options(config),
+        "name": DEPLOYMENT,
+        "num_replicas": spec.service.engine.replicas,
+        "max_ongoing_requests": UNLIMITED,
+        "health_check_period_s": 5,
+        "health_check_timeout_s": 30,
+        "graceful_shutdown_timeout_s": 60,
+        "logging_config": {"enable_access_log": False},
+    }
+    return serve.deployment(server, **options).bind(spec.model_dump(mode="json"), device)
+
+
+class _Engine(LLMServer):
+    """vLLM in this process, and its OpenAI app."""
+
+    async def _start(self, spec: Spec, model_id: str, path: Path, device: str, *, lora: bool) -> None:
+        await LLMServer.__init__(self, _llm_config(spec, model_id, path, device=device, lora=lora))
+        self._openai: App = await self.engine.build_asgi_app()
+
+    @property
+    def _client(self) -> Any:
+        return self.engine._engine_client
+
+    async def _warm(self, model: str) -> None:
+        body = encode({"model": model, "prompt": [1], "max_tokens": 1})
+        async for part in drive(self._openai, COMPLETIONS, body, "warm-up"):
+            if isinstance(part, tuple) and part[0] != 200:
+                raise UserError(f"{model}: the warm-up request was answered with {part[0]}")
+
+
+class Server(_Engine):
+    """A replica of a service: the base model, its adapters, and the traffic table."""
+
+    async def __init__(self, spec: dict[str, Any], device: str) -> None:
+        self._spec = Spec.model_validate(spec)
+        service, engine = self._spec.service, self._spec.service.engine
+        addresses = Addresses.resolve()
+        self._controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        self._host = (await self._controller.get_http_config.remote()).host
+        if service.http is not None:
+            require_keys_off_loopback(service.http, self._host)
+        cache = cache_folder(addresses.home)
+        base = await asyncio.to_thread(resolve, self._spec.base, engine.revision, cache)
+        self.base_digest = base.digest
+        self.max_lora_rank = engine.max_lora_rank
+        await self._start(self._spec, service.name, base.path, device, lora=True)
+        self._forwarder = Forwarder()
+        self._live = Live(Table(service.name), self._rules(service.http or NOBODY))
+        folder = spool_folder(addresses.home, service.name)
+        self._recorder = Recorder(folder, lambda: store_of(addresses.store_url))
+        self._loader = Loader(
+            service.name, self, self._live, cache, set_http=self._set_http, report=self._report
+        )
+        self._recorder.start()
+
+    async def __serve_build_asgi_app__(self) -> App:
+        return Traffic(self._openai, self._live, self._recorder, self._forwarder)
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take the controller's newest preload list, traffic table and rules."""
+        await self._loader.reconfigure(user_config)
+
+    async def load(self, version: str, folder: Path) -> None:
+        """Put an adapter into the engine under a name and a number that no other version ever has."""
+        from vllm.lora.request import LoRARequest
+
+        name = self._model(version)
+        request = LoRARequest(lora_name=name, lora_int_id=int(version), lora_path=str(folder))
+        await self._client.add_lora(request)
+        self.engine._oai_models.lora_requests[name] = request
+
+    async def unload(self, version: str) -> None:
+        """Take an adapter out of the engine."""
+        self.engine._oai_models.lora_requests.pop(self._model(version), None)
+        await self._client.remove_lora(int(version))
+
+    async def warm(self, version: str, app: str | None) -> None:
+        """Have the version answer one request."""
+        async with asyncio.timeout(WARM_TIMEOUT_S):
+            if app is None:
+                await self._warm(self._model(version))
+                return
+            body = encode({"model": self._model(version), "prompt": [1], "max_tokens": 1})
+            async for part in self._forwarder.stream(app, COMPLETIONS, body, "warm-up"):
+                if isinstance(part, tuple) and part[0] != 200:
+                    raise UserError(f"{app}: the warm-up request was answered with {part[0]}")
+
+    async def __del__(self) -> None:
+        for part in ("_loader", "_recorder"):
+            if hasattr(self, part):
+                getattr(self, part).close()
+        await super().__del__()
+
+    def _model(self, version: str) -> str:
+        return f"{self._spec.service.name}@{version}"
+
+    def _rules(self, http: HttpSection) -> Rules:
+        return Rules.of(
+            http,
+            model_tokens=self._client.model_config.max_model_len,
+            max_in_flight=QUEUE_FACTOR * self._spec.service.engine.max_num_seqs,
+        )
+
+    def _set_http(self, http: HttpSection) -> None:
+        require_keys_off_loopback(http, self._host)
+        self._live.rules = self._rules(http)
+
+    def _report(self, loaded: dict[str, str], revision: str) -> None:
+        context = serve.get_replica_context()
+        self._recorder.status(
+            {
+                "replica_id": context.replica_id.unique_id,
+                "app": context.app_name,
+                "service": self._spec.service.name,
+                "revision": revision,
+                "loaded": loaded,
+            }
+        )
+
+
+class FullServer(_Engine):
+    """A replica of one full-model version. Requests come from the service's replicas by handle."""
+
+    async def __init__(self, spec: dict[str, Any], device: str) -> None:
+        parsed = Spec.model_validate(spec)
+        folder = await asyncio.to_thread(_full_folder, parsed)
+        model = f"{parsed.service.name}@{parsed.version}"
+        await self._start(parsed, model, folder, device, lora=False)
+        await self._warm(model)
+
+    async def forward(self, path: str, body: bytes, request_id: str) -> AsyncIterator[Part]:
+        """Answer one request: status and headers, then the body piece by piece."""
+        async for part in drive(self._openai, path, body, request_id):
+            yield part

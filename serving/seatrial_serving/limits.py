@@ -1,0 +1,179 @@
+"""What a request may ask for. Every field that is not listed here is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from seatrial.config.service import HttpSection
+from seatrial_serving.errors import HttpError, bad
+
+Body = dict[str, Any]
+
+# Sampling fields of OpenAI's API, and those of vLLM's that cannot be used to exhaust the engine.
+_COMMON_FIELDS = """
+    model frequency_penalty logit_bias logprobs max_tokens n presence_penalty response_format seed stop
+    stream stream_options temperature top_p user top_k min_p repetition_penalty min_tokens
+    stop_token_ids ignore_eos skip_special_tokens include_stop_str_in_output bad_words
+"""
+_CHAT_FIELDS = """
+    messages max_completion_tokens top_logprobs tools tool_choice parallel_tool_calls reasoning_effort
+    add_generation_prompt continue_final_message
+"""
+CHAT = frozenset((_COMMON_FIELDS + _CHAT_FIELDS).split())
+COMPLETION = frozenset((_COMMON_FIELDS + "prompt best_of echo").split())
+# Fields of OpenAI's API that have no meaning here: taken out, so that its clients need no change.
+IGNORED = frozenset(
+    ("metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity")
+)
+
+MAX_LOGPROBS = 20  # what vLLM allows by default, and OpenAI too
+MAX_LIST = 64
+MAX_LOGIT_BIAS = 300
+MAX_SCHEMA_DEPTH = 12
+MAX_SCHEMA_NODES = 500
+# Regular expressions in a schema are compiled by the engine, and some take for ever.
+REFUSED_SCHEMA_KEYS = frozenset({"pattern", "patternProperties", "$dynamicRef"})
+MAX_UNIT_CHARS = 256
+
+
+def check(body: Body, http: HttpSection, *, chat: bool, model_tokens: int) -> None:
+    """Refuse what the service does not allow, and fill in `max_tokens`. Changes ``body``.
+
+    ``model_tokens`` is the engine's longest prompt plus answer, in tokens.
+
+    Raises:
+        HttpError: 400, naming the field.
+    """
+    for name in body.keys() & IGNORED:
+        del body[name]
+    allowed = CHAT if chat else COMPLETION
+    unknown = body.keys() - allowed
+    if unknown:
+        name = min(unknown)
+        raise HttpError(
+            400, f"{name}: not accepted by this endpoint: remove it", param=name, code="unknown_field"
+        )
+    n = _whole(body, "n", 1, http.max_n)
+    _max_tokens(body, http, chat=chat, model_tokens=model_tokens)
+    _logprobs(body, chat=chat)
+    _lists(body)
+    if chat:
+        _messages(body.get("messages"))
+        _tools(body)
+    else:
+        _whole(body, "best_of", 1, http.max_n)
+        _prompts(body.get("prompt"), n or 1, http.max_n)
+    _response_format(body.get("response_format"))
+
+
+def unit_of(body: Body, header: bytes | None) -> str | None:
+    """Who asks: the `user` field, else the `X-Seatrial-Unit` header, else None."""
+    user = body.get("user")
+    if user is None:
+        user = header.decode("utf-8", "replace") if header else None
+    if user is None or user == "":
+        return None
+    if not isinstance(user, str) or len(user) > MAX_UNIT_CHARS:
+        raise bad("user", user, f"give text of at most {MAX_UNIT_CHARS} characters")
+    return user
+
+
+def _whole(body: Body, name: str, least: int, most: int) -> int | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise bad(name, value, f"give a whole number from {least} to {most}")
+    return value
+
+
+def _max_tokens(body: Body, http: HttpSection, *, chat: bool, model_tokens: int) -> None:
+    given = _whole(body, "max_tokens", 1, http.max_tokens)
+    if chat:
+        given = _whole(body, "max_completion_tokens", 1, http.max_tokens) or given
+    if given is None:
+        # vLLM refuses a `max_tokens` above the model's length, and shortens it to what the prompt leaves.
+        body["max_tokens"] = min(http.max_tokens, model_tokens)
+    _whole(body, "min_tokens", 0, http.max_tokens)
+
+
+def _logprobs(body: Body, *, chat: bool) -> None:
+    if chat:
+        if body.get("logprobs") not in (None, True, False):
+            raise bad("logprobs", body["logprobs"], "give true or false")
+        _whole(body, "top_logprobs", 0, MAX_LOGPROBS)
+    else:
+        _whole(body, "logprobs", 0, MAX_LOGPROBS)
+
+
+def _lists(body: Body) -> None:
+    for name in ("stop", "stop_token_ids", "bad_words"):
+        value = body.get(name)
+        if isinstance(value, list) and len(value) > MAX_LIST:
+            raise bad(name, f"{len(value)} items", f"give at most {MAX_LIST}")
+    bias = body.get("logit_bias")
+    if isinstance(bias, dict) and len(bias) > MAX_LOGIT_BIAS:
+        raise bad("logit_bias", f"{len(bias)} items", f"give at most {MAX_LOGIT_BIAS}")
+    options = body.get("stream_options")
+    if options is not None and (not isinstance(options, dict) or options.keys() - {"include_usage"}):
+        raise bad("stream_options", options, 'give {"include_usage": true}')
+
+
+def _messages(messages: object) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise bad("messages", messages, "give a list of messages")
+    for index, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, list):
+            for part in content:
+                kind = part.get("type") if isinstance(part, dict) else None
+                if kind != "text":
+                    raise bad(f"messages[{index}].content", kind, "only parts of type `text` are accepted")
+        elif not isinstance(message, dict):
+            raise bad(f"messages[{index}]", message, "give an object with `role` and `content`")
+
+
+def _prompts(prompt: object, n: int, most: int) -> None:
+    if prompt is None:
+        raise bad("prompt", prompt, "give a text")
+    many = isinstance(prompt, list) and any(isinstance(item, str | list) for item in prompt)
+    count = len(prompt) * n if many and isinstance(prompt, list) else n
+    if count > most:
+        raise bad("prompt", f"{count} answers", f"prompts times `n` may be at most {most}")
+
+
+def _tools(body: Body) -> None:
+    tools = body.get("tools")
+    if tools is None:
+        return
+    if not isinstance(tools, list) or len(tools) > MAX_LIST:
+        raise bad("tools", type(tools).__name__, f"give a list of at most {MAX_LIST}")
+    _schema(tools, "tools")
+
+
+def _response_format(value: object) -> None:
+    if value is None:
+        return
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind not in ("text", "json_object", "json_schema"):
+        raise bad("response_format", kind, "give type `text`, `json_object` or `json_schema`")
+    _schema(value, "response_format")
+
+
+def _schema(root: object, param: str) -> None:
+    """Bound a JSON schema: the engine compiles it into an automaton."""
+    pending, nodes = [(root, 0)], 0
+    while pending:
+        value, depth = pending.pop()
+        nodes += 1
+        if depth > MAX_SCHEMA_DEPTH or nodes > MAX_SCHEMA_NODES:
+            raise bad(param, "schema", f"at most {MAX_SCHEMA_DEPTH} levels and {MAX_SCHEMA_NODES} nodes")
+        if isinstance(value, dict):
+            refused = REFUSED_SCHEMA_KEYS & value.keys()
+            if refused:
+                raise bad(param, min(refused), "schemas with regular expressions are refused")
+            if not str(value.get("$ref", "#")).startswith("#"):
+                raise bad(param, value["$ref"], "a schema may refer to itself only")
+            pending += [(item, depth + 1) for item in value.values()]
+        elif isinstance(value, list):
+            pending += [(item, depth + 1) for item in value]

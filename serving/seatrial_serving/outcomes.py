@@ -1,0 +1,64 @@
+"""`POST /v1/outcomes`: late metric values for answers that were given."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+from seatrial.store.writer import outcome_row
+from seatrial_serving.errors import HttpError
+from seatrial_serving.recorder import Recorder
+from seatrial_serving.request import bare_request_id, encode
+
+MOST_OUTCOMES = 1000
+METRIC = re.compile(r"[a-z][a-z0-9_]{0,62}")
+FIELDS = {"request_id", "metric", "value", "id"}
+
+
+async def accept(body: dict[str, Any], service: str, recorder: Recorder) -> bytes:
+    """Record the outcomes of ``body`` and say which were taken. They are on the disk when this returns.
+
+    Raises:
+        HttpError: 400 when none is right, 503 when they cannot be kept.
+    """
+    given = body.get("outcomes", [body]) if isinstance(body.get("outcomes", []), list) else []
+    if not given or len(given) > MOST_OUTCOMES:
+        raise HttpError(400, f"outcomes: give 1 to {MOST_OUTCOMES}", param="outcomes", code="invalid_value")
+    now = time.time()
+    rows, rejected = [], []
+    for index, item in enumerate(given):
+        try:
+            rows.append(_row(item, service, now))
+        except ValueError as error:
+            rejected.append({"index": index, "reason": str(error)})
+    if not rows:
+        raise HttpError(400, f"outcomes: {rejected[0]['reason']}", param="outcomes", code="invalid_value")
+    try:
+        await recorder.outcomes(rows)
+    except OSError as error:
+        raise HttpError(503, "outcomes cannot be kept now: send them again later", code="no_space") from error
+    return encode({"accepted": len(rows), "rejected": rejected})
+
+
+def _row(item: object, service: str, now: float) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise ValueError("an outcome is an object with request_id, metric and value")
+    unknown = item.keys() - FIELDS
+    if unknown:
+        raise ValueError(f"{min(unknown)}: unknown field: remove it")
+    request_id, metric, value = item.get("request_id"), item.get("metric"), item.get("value")
+    if not isinstance(request_id, str) or not 1 <= len(request_id) <= 128:
+        raise ValueError("request_id: give the answer's X-Seatrial-Request-Id, or its `id`")
+    if not isinstance(metric, str) or not METRIC.fullmatch(metric):
+        raise ValueError(f"metric: {str(metric)[:60]!r}: give a name such as resolved")
+    if isinstance(value, bool):
+        value = float(value)  # thumbs up or down
+    if not isinstance(value, int | float) or abs(value) > 1e300:
+        raise ValueError(f"value: {str(value)[:60]!r}: give a number")
+    client_id = item.get("id")
+    if client_id is not None and not (isinstance(client_id, str) and 1 <= len(client_id) <= 128):
+        raise ValueError("id: give text of at most 128 characters")
+    return outcome_row(
+        service, bare_request_id(request_id), metric, float(value), now=now, client_id=client_id
+    )

@@ -1,0 +1,266 @@
+"""Exposures and outcomes on their way to the store, and the replica's own status.
+
+The request path only ever writes to the spool; one thread carries the spool's records to the store in
+batches, and takes over the spools of processes that died. So an answer never waits for the store, and a
+record outlives both the store's absence and the process's death.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from seatrial.errors import RetryableError
+from seatrial_serving.spool import Record, Spool, orphans
+
+log = logging.getLogger(__name__)
+
+EXPOSURE, OPENED, OUTCOME = "exposure", "opened", "outcome"
+BLOCK_BYTES = 2**18
+ORPHANS_EVERY_S = 20.0
+MOST_WAIT_S = 5.0
+_encode = msgspec.json.Encoder().encode
+
+
+class Writer(Protocol):
+    """The part of :class:`seatrial.store.Store` that is used."""
+
+    def add_exposures(self, rows: Sequence[Record]) -> None: ...
+    def add_outcomes(self, rows: Sequence[Record]) -> None: ...
+    def put_replica(self, row: Record) -> None: ...
+
+
+class Recorder:
+    """One for each replica. Everything but :meth:`flush` is called from the event loop and does not block."""
+
+    def __init__(
+        self,
+        folder: Path,
+        connect: Callable[[], Writer],
+        *,
+        flush_s: float = 0.3,
+        status_s: float = 3.0,
+        buffer_rows: int = 10_000,
+    ) -> None:
+        self._folder = folder
+        self._connect = connect
+        self._flush_s = flush_s
+        self._status_s = status_s
+        self._spool = Spool.create(folder)
+        self._open: dict[str, bytes] = {}
+        self._unspooled: deque[Record] = deque(maxlen=buffer_rows)
+        self._offset = 0
+        self._writer: Writer | None = None
+        self._status: Record | None = None
+        self._status_due_s = 0.0
+        self._orphans_due_s = 0.0
+        self._wake = threading.Event()
+        self._stopped = False
+        self._waiting: list[asyncio.Future[None]] = []
+        self._syncing: asyncio.Task[None] | None = None
+        self._thread = threading.Thread(target=self._run, name="seatrial-recorder", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread that carries records to the store."""
+        self._thread.start()
+
+    def opened(self, row: Record) -> None:
+        """A streamed answer has begun: should this process die before its end, it was an exposure."""
+        line = _encode({"t": OPENED, **row}) + b"\n"
+        self._open[row["request_id"]] = line
+        self._append(line, None)
+
+    def exposed(self, row: Record) -> None:
+        """An answer in a trial is over, well or badly."""
+        self._open.pop(row["request_id"], None)
+        record = {"t": EXPOSURE, **row}
+        self._append(_encode(record) + b"\n", record)
+
+    async def outcomes(self, rows: Sequence[Record]) -> None:
+        """Return when the rows are safe on the disk; callers that come together share one sync.
+
+        Raises:
+            OSError: they are not: the disk is full or away.
+        """
+        self._spool.append(b"".join(_encode({"t": OUTCOME, **row}) + b"\n" for row in rows))
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append(done)
+        if self._syncing is None or self._syncing.done():
+            self._syncing = asyncio.create_task(self._sync())
+        await done
+
+    def status(self, row: Record) -> None:
+        """The replica's state changed; it is repeated every ``status_s`` until the next change."""
+        self._status = row
+        self._status_due_s = 0.0
+        self._wake.set()
+
+    def close(self, wait_s: float = 3.0) -> None:
+        """Carry over what is left, as far as the store allows within ``wait_s``."""
+        self._stopped = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(wait_s)
+
+    def flush(self) -> bool:
+        """Carry over what is there now; whether nothing is left.
+
+        Raises:
+            RetryableError: the store is away; nothing is lost.
+        """
+        self._put_status()
+        while self._unspooled:
+            self._write([self._unspooled[0]])
+            self._unspooled.popleft()
+        records, end = self._spool.read(self._offset, BLOCK_BYTES)
+        if end > self._offset:
+            self._write([record for record in records if record.get("t") != OPENED])
+            self._offset = end
+        is_done = self._offset >= self._spool.size
+        if is_done and self._spool.size > sum(map(len, list(self._open.values()))):
+            self._shrink()
+        return is_done
+
+    def replay_orphans(self) -> int:
+        """Carry over the spools of processes that died; how many records."""
+        found = 0
+        for spool in orphans(self._folder):
+            is_done = False
+            try:
+                found += self._replay(spool)
+                is_done = True
+            finally:
+                spool.close(delete=is_done)
+        return found
+
+    def _replay(self, spool: Spool) -> int:
+        offset, found = 0, 0
+        opened: dict[str, Record] = {}
+        while True:
+            records, end = spool.read(offset, BLOCK_BYTES)
+            if end == offset:
+                break
+            offset = end
+            for record in records:
+                if record.get("t") == OPENED:
+                    opened[record["request_id"]] = record
+                else:
+                    opened.pop(record.get("request_id", ""), None)
+            found += self._write([record for record in records if record.get("t") != OPENED])
+        unfinished = [{**record, "t": EXPOSURE} for record in opened.values()]
+        return found + self._write(unfinished)
+
+    def _append(self, line: bytes, record: Record | None) -> None:
+        try:
+            self._spool.append(line)
+        except OSError as error:
+            log.error("exposures are kept in memory only: %s", error)
+            if record is not None:
+                self._unspooled.append(record)
+
+    async def _sync(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            failure: OSError | None = None
+            try:
+                await asyncio.to_thread(self._spool.sync)
+            except OSError as error:
+                failure = error
+            for future in batch:
+                if future.done():
+                    continue  # its client went away
+                if failure is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(failure)
+
+    def _shrink(self) -> None:
+        size = self._offset
+        if self._spool.truncate(size, b"".join(list(self._open.values()))):
+            self._offset = 0
+
+    def _put_status(self) -> None:
+        now = time.monotonic()
+        if self._status is not None and now >= self._status_due_s:
+            self._status_due_s = now + self._status_s
+            self._store().put_replica({**self._status, "at": time.time()})
+
+    def _store(self) -> Writer:
+        if self._writer is None:
+            self._writer = self._connect()
+        return self._writer
+
+    def _write(self, records: Sequence[Record]) -> int:
+        rows: dict[str, list[Record]] = {EXPOSURE: [], OUTCOME: []}
+        for record in records:
+            kind = record.get("t")
+            if kind in rows:
+                rows[kind].append({name: value for name, value in record.items() if name != "t"})
+        store = self._store()
+        _add(store.add_exposures, rows[EXPOSURE])
+        _add(store.add_outcomes, rows[OUTCOME])
+        return len(records)
+
+    def _run(self) -> None:
+        wait_s = self._flush_s
+        is_away = False
+        while True:
+            self._wake.wait(wait_s)
+            self._wake.clear()
+            stopping = self._stopped
+            try:
+                while not self.flush():
+                    pass
+                if time.monotonic() >= self._orphans_due_s:
+                    self._orphans_due_s = time.monotonic() + ORPHANS_EVERY_S
+                    self.replay_orphans()
+                wait_s, is_away = self._flush_s, False
+            except Exception as error:  # whatever the store's trouble is, the records wait for its end
+                if not is_away:
+                    log.warning("the store does not take records, they wait in %s: %s", self._folder, error)
+                wait_s, is_away = min(2 * wait_s, MOST_WAIT_S), True
+            if stopping:
+                self._spool.close(delete=not is_away and self._offset == self._spool.size)
+                return
+
+
+def _add(add: Callable[[Sequence[Record]], None], rows: list[Record]) -> None:
+    """Write a batch. A batch with a row that the store refuses is written row by row, without that one."""
+    if not rows:
+        return
+    try:
+        add(rows)
+    except RetryableError:
+        raise
+    except Exception as error:
+        refused = [row for row in rows if not _add_one(add, row)]
+        if len(refused) == len(rows) and not isinstance(error, ValueError):
+            raise  # nothing at all is taken: the trouble is the store's
+        log.error(
+            "the store refused %d of %d rows, first %r: %s", len(refused), len(rows), refused[:1], error
+        )
+
+
+def _add_one(add: Callable[[Sequence[Record]], None], row: Record) -> bool:
+    try:
+        add([row])
+    except RetryableError:
+        raise
+    except Exception:
+        return False
+    return True
+
+
+def store_of(url: str) -> Any:
+    """The store at ``url``; SQLAlchemy is imported here, off the request path."""
+    from seatrial.store import Store
+
+    return Store(url)

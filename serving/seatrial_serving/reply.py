@@ -1,0 +1,132 @@
+"""Watch an answer on its way out: add headers, note the first token, and record the exposure."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+from seatrial_serving.errors import Header, Message, Send
+from seatrial_serving.recorder import Recorder
+from seatrial_serving.table import Route
+
+COMPLETION_TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
+# How vLLM tells a streaming client that the engine failed after the answer had begun.
+STREAM_ERROR = b'data: {"error"'
+MAX_ERROR_CHARS = 300
+# vLLM's handler returns nothing once the client has gone, which FastAPI makes into this.
+NOBODY_THERE = b"null"
+
+
+class Reply:
+    """The `send` of one routed request. Nothing of the body is held back or copied."""
+
+    def __init__(self, send: Send, recorder: Recorder, service: str, request_id: str) -> None:
+        self._send = send
+        self._recorder = recorder
+        self._service = service
+        self._request_id = request_id
+        self._began = time.perf_counter()
+        self._at = time.time()
+        self._route: Route | None = None
+        self._status = 0
+        self._is_stream = False
+        self._ttft_s: float | None = None
+        self._last = b""
+        self._error: str | None = None
+        self.is_complete = False
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the status line is already with the client."""
+        return self._status != 0
+
+    def take(self, route: Route) -> Reply:
+        """Answer with this version from now on."""
+        self._route = route
+        return self
+
+    async def __call__(self, message: Message) -> None:
+        """Pass one ASGI message on."""
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), *self._headers()]}
+            self._is_stream = any(
+                name == b"content-type" and value.startswith(b"text/event-stream")
+                for name, value in message["headers"]
+            )
+            await self._send(message)
+            return
+        await self._send(message)
+        body: bytes = message.get("body", b"")
+        if body == NOBODY_THERE and not self._is_stream:
+            self._status, self._error = 499, "client disconnected"
+        elif body:
+            self._on_body(body)
+        self.is_complete = self.is_complete or not message.get("more_body", False)
+
+    def _on_body(self, body: bytes) -> None:
+        if self._ttft_s is None:
+            self._ttft_s = time.perf_counter() - self._began
+            if self._is_stream and self._is_exposing and self._status < 400:
+                self._recorder.opened(self._row())
+        if body.startswith(STREAM_ERROR):
+            self._error = body[:MAX_ERROR_CHARS].decode("utf-8", "replace")
+        if not self._is_stream or b'"usage":{' in body:
+            self._last = body
+
+    def finish(self, error: str | None = None) -> None:
+        """The request is over: record it when it belongs to a trial. Call it once."""
+        if not self._is_exposing:
+            return
+        if self._ttft_s is None and error is None and self._status == 0:
+            error = "no answer"
+        self._error = self._error or error
+        row = self._row()
+        row["latency_s"] = time.perf_counter() - self._began
+        found = COMPLETION_TOKENS.search(self._last)
+        row["completion_tokens"] = int(found[1]) if found else None
+        self._recorder.exposed(row)
+
+    @property
+    def _is_exposing(self) -> bool:
+        return self._route is not None and bool(self._route.trial)
+
+    def _row(self) -> dict[str, Any]:
+        route = self._route
+        assert route is not None  # noqa: S101  # only called for routed requests
+        status, error, ttft_s = self._outcome()
+        return {
+            "request_id": self._request_id,
+            "trial_id": route.trial,
+            "service": self._service,
+            "unit": route.unit,
+            "sticky": route.is_sticky,
+            "arm": route.arm,
+            "assigned_version": route.assigned,
+            "served_version": route.version,
+            "fallback": route.is_fallback,
+            "status": status,
+            "at": self._at,
+            "ttft_s": ttft_s,
+            "error": error,
+        }
+
+    def _outcome(self) -> tuple[int, str | None, float | None]:
+        """Status, error and time to the first token. A failure has no first token, so it is no exposure."""
+        if self._error is not None and self._error.startswith("data:"):
+            return 500, self._error, None
+        if self._error is None and self._status >= 400:
+            return self._status, self._last[:MAX_ERROR_CHARS].decode("utf-8", "replace"), None
+        if self._ttft_s is not None and self._status < 400:
+            return self._status, None, self._ttft_s  # the reader saw a first token, whatever came after
+        return self._status or 499, self._error, None
+
+    def _headers(self) -> list[Header]:
+        headers = [(b"x-seatrial-request-id", self._request_id.encode())]
+        if self._route is not None:
+            headers.append((b"x-seatrial-version", self._route.version.encode()))
+            if self._route.trial:
+                headers.append((b"x-seatrial-arm", self._route.arm.encode()))
+                headers.append((b"x-seatrial-trial", self._route.trial.encode()))
+        return headers

@@ -1,0 +1,114 @@
+"""Read one request: headers, body, identity."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from seatrial_serving.errors import Header, HttpError, Message, Receive, Scope
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
+ID_PREFIXES = ("chatcmpl-", "cmpl-")
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True)
+class Head:
+    """The headers that matter."""
+
+    authorization: bytes | None
+    request_id: str
+    unit: bytes | None
+    length: int | None
+
+
+def read_head(scope: Scope) -> Head:
+    """Take what matters from the headers; a request id that is not sane is replaced by a new one."""
+    found: dict[bytes, bytes] = dict(scope["headers"])
+    given = found.get(b"x-request-id", b"")
+    sane = REQUEST_ID.fullmatch(given) is not None
+    length = found.get(b"content-length", b"")
+    return Head(
+        authorization=found.get(b"authorization"),
+        request_id=given.decode() if sane else uuid.uuid4().hex,
+        unit=found.get(b"x-seatrial-unit"),
+        length=int(length) if length.isdigit() else None,
+    )
+
+
+async def read_body(receive: Receive, head: Head, most_bytes: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        HttpError: 413 when it is larger than ``most_bytes``; 499 when the client went away.
+    """
+    if head.length is not None and head.length > most_bytes:
+        raise _too_large(most_bytes)
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise HttpError(499, "client disconnected")
+        chunk: bytes = message.get("body", b"")
+        size += len(chunk)
+        if size > most_bytes:
+            raise _too_large(most_bytes)
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large(most_bytes: int) -> HttpError:
+    return HttpError(413, f"body: larger than {most_bytes} bytes: send less", param="body", code="too_large")
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """The body as an object.
+
+    Raises:
+        HttpError: 400, it is none.
+    """
+    try:
+        return _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise HttpError(400, f"body: no JSON object ({error})", param="body", code="invalid_json") from error
+
+
+def forwarded_scope(scope: Scope, head: Head, body: bytes) -> Scope:
+    """The scope that the engine's app sees: no header of the client's but those that it needs."""
+    headers: list[Header] = [
+        (b"host", b"seatrial"),
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-request-id", head.request_id.encode()),
+    ]
+    return {**scope, "headers": headers}
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """A receive channel that gives ``body`` whole, and then whatever the client does (it may go away)."""
+    first: Message | None = {"type": "http.request", "body": body, "more_body": False}
+
+    async def receive_again() -> Message:
+        nonlocal first
+        if first is not None:
+            message, first = first, None
+            return message
+        return await receive()
+
+    return receive_again
+
+
+def bare_request_id(text: str) -> str:
+    """The request id inside the `id` of an answer."""
+    for prefix in ID_PREFIXES:
+        if text.startswith(prefix):
+            return text[len(prefix) :]
+    return text

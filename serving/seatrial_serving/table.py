@@ -1,0 +1,104 @@
+"""The traffic table: which version answers a request. A pure function of table, model and unit."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from seatrial.experiments.assignment import TrialTable, assign
+from seatrial_serving.errors import HttpError
+
+CHAMPION = "champion"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes. ``trial`` and ``arm`` are empty outside trials and for pinned requests."""
+
+    version: str
+    assigned: str
+    trial: str = ""
+    arm: str = ""
+    unit: str = ""
+    is_sticky: bool = False
+
+    @property
+    def is_fallback(self) -> bool:
+        """Whether the assigned version could not answer, and the champion did."""
+        return self.version != self.assigned
+
+
+@dataclass(frozen=True)
+class Table:
+    """One revision of a service's traffic."""
+
+    service: str
+    revision: str = ""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    trial: TrialTable | None = None
+
+    @classmethod
+    def from_json(cls, service: str, revision: str, traffic: Mapping[str, Any] | None) -> Table:
+        """The table from the `traffic` of a user_config.
+
+        Raises:
+            ValueError, KeyError, TypeError: not a table.
+        """
+        if traffic is None:
+            return cls(service, revision)
+        trial = traffic.get("trial")
+        aliases = {str(alias): str(version) for alias, version in traffic["aliases"].items()}
+        return cls(service, revision, aliases, TrialTable.from_json(trial) if trial else None)
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """The versions that must be ready before this table may be used."""
+        champion = self.aliases.get(CHAMPION)
+        arms = [arm.version for arm in self.trial.arms] if self.trial else []
+        return frozenset([champion, *arms] if champion else arms)
+
+    def route(self, model: object, unit: str | None, request_id: str, ready: Collection[str]) -> Route:
+        """Choose the version for one request.
+
+        ``model`` is `SERVICE` (the split decides), `SERVICE@ALIAS` or `SERVICE@VERSION` (pinned); ``ready``
+        are the versions loaded here. Without a unit the request is its own unit, and not sticky.
+
+        Raises:
+            HttpError: 404 for a model that is not served, 503 when there is no champion.
+        """
+        if model == self.service:
+            return self._split(unit, request_id, ready)
+        name, _, suffix = model.partition("@") if isinstance(model, str) else ("", "", "")
+        version = self.aliases.get(suffix, suffix)
+        if name != self.service or version not in ready:
+            raise HttpError(
+                404,
+                f"model: {str(model)[:100]!r}: not served here: use {self.service!r}",
+                param="model",
+                code="model_not_found",
+            )
+        return Route(version, version)
+
+    def without(self, route: Route, ready: Collection[str]) -> Route | None:
+        """Where a trial's request goes when its version cannot answer; None when nothing else can."""
+        champion = self.aliases.get(CHAMPION)
+        if not route.trial or champion is None or champion == route.version or champion not in ready:
+            return None
+        return Route(champion, route.assigned, route.trial, route.arm, route.unit, route.is_sticky)
+
+    def _split(self, unit: str | None, request_id: str, ready: Collection[str]) -> Route:
+        champion = self.aliases.get(CHAMPION)
+        arm = assign(unit or request_id, self.trial) if self.trial else None
+        if arm is not None and self.trial is not None:
+            version = arm.version if arm.version in ready else champion
+            if version in ready and version is not None:
+                is_sticky = unit is not None
+                return Route(version, arm.version, self.trial.id, arm.name, unit or request_id, is_sticky)
+        if champion is None or champion not in ready:
+            raise HttpError(
+                503,
+                f"{self.service}: no champion: set the alias `champion` on a version in MLflow",
+                code="no_champion",
+            )
+        return Route(champion, champion)

@@ -1,0 +1,155 @@
+"""The ASGI application in front of vLLM's: who, what, how much, which version, and what came of it.
+
+authenticate -> route allowlist -> limits -> parse once -> choose the version -> pass on -> record
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from seatrial_serving import outcomes
+from seatrial_serving.errors import App, HttpError, Receive, Scope, Send, send_json
+from seatrial_serving.limits import check, unit_of
+from seatrial_serving.live import Live
+from seatrial_serving.recorder import Recorder
+from seatrial_serving.reply import Reply
+from seatrial_serving.request import Head, encode, forwarded_scope, parse, read_body, read_head, replay
+from seatrial_serving.table import Route
+
+log = logging.getLogger(__name__)
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+Forward = Callable[[str, str, bytes, Head, Receive, Send], Awaitable[None]]
+"""Send a request to another Serve application: (app, path, body, head, receive, send)."""
+
+
+class UnreachableError(Exception):
+    """A version's own deployment failed before its answer began."""
+
+
+class Traffic:
+    """Wraps ``engine``, vLLM's own OpenAI app."""
+
+    def __init__(self, engine: App, live: Live, recorder: Recorder, forward: Forward) -> None:
+        self._engine = engine
+        self._live = live
+        self._recorder = recorder
+        self._forward = forward
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one ASGI connection."""
+        if scope["type"] == "lifespan":
+            await self._engine(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        path = scope["path"][len(scope.get("root_path", "")) :]
+        if path == "/health" and scope["method"] == "GET":
+            await self._engine(scope, receive, send)
+            return
+        head = read_head(scope)
+        try:
+            await self._dispatch(path, scope, head, receive, send)
+        except HttpError as error:
+            headers = [(b"x-seatrial-request-id", head.request_id.encode())]
+            if error.status == 429:
+                headers.append((b"retry-after", b"1"))
+            await send_json(send, error.status, error.body(), headers)
+
+    async def _dispatch(self, path: str, scope: Scope, head: Head, receive: Receive, send: Send) -> None:
+        rules = self._live.rules
+        rules.keys.check(head.authorization)
+        match scope["method"], path:
+            case "POST", "/v1/chat/completions" | "/v1/completions":
+                await self._answer(path, scope, head, receive, send)
+            case "POST", "/v1/outcomes":
+                body = parse(await read_body(receive, head, rules.http.max_body_bytes))
+                service = self._live.table.service
+                await send_json(send, 200, await outcomes.accept(body, service, self._recorder))
+            case "GET", "/v1/models":
+                await send_json(send, 200, self._models())
+            case method, _:
+                raise HttpError(404, f"{method} {path[:100]}: no such route", code="unknown_route")
+
+    async def _answer(self, path: str, scope: Scope, head: Head, receive: Receive, send: Send) -> None:
+        live, rules = self._live, self._live.rules
+        if live.in_flight.total() >= rules.max_in_flight:
+            raise HttpError(429, "too many requests under way: try again in a second", code="overloaded")
+        body = parse(await read_body(receive, head, rules.http.max_body_bytes))
+        check(body, rules.http, chat=path == CHAT, model_tokens=rules.model_tokens)
+        unit = unit_of(body, head.unit)
+        route = live.table.route(body.get("model"), unit, head.request_id, live.ready)
+        reply = Reply(send, self._recorder, live.table.service, head.request_id).take(route)
+        error: str | None = None
+        try:
+            async with asyncio.timeout(rules.http.request_timeout_s):
+                await self._serve(route, path, scope, head, body, receive, reply)
+        except TimeoutError:
+            error = f"no answer within {rules.http.request_timeout_s:g} s"
+            await _end(reply, HttpError(504, error, code="timeout"))
+        except asyncio.CancelledError:
+            error = "client disconnected"
+            raise
+        except HttpError as failure:
+            error = failure.message
+            await _end(reply, failure)
+        except Exception as failure:
+            log.exception("request %s failed", head.request_id)
+            error = f"{type(failure).__name__}: {failure}"[:300]
+            await _end(reply, HttpError(500, "the engine failed", code="engine_failed"))
+        finally:
+            reply.finish(error)
+
+    async def _serve(
+        self,
+        route: Route,
+        path: str,
+        scope: Scope,
+        head: Head,
+        body: dict[str, Any],
+        receive: Receive,
+        reply: Reply,
+    ) -> None:
+        """Answer with the route's version; when its deployment fails, with what the table falls back to."""
+        live = self._live
+        body["model"] = f"{live.table.service}@{route.version}"
+        data = encode(body)
+        app = live.ready[route.version]
+        live.in_flight[route.version] += 1
+        try:
+            if app is None:
+                await self._engine(forwarded_scope(scope, head, data), replay(data, receive), reply)
+                return
+            await self._forward(app, path, data, head, receive, reply)
+        except UnreachableError as error:
+            fallback = live.table.without(route, live.ready)
+            log.warning("version %s cannot answer (%s): falling back to %s", route.version, error, fallback)
+            if fallback is None:
+                raise HttpError(503, "this version cannot answer now", code="version_unavailable") from error
+            reply.take(fallback)
+            await self._serve(fallback, path, scope, head, body, receive, reply)
+        finally:
+            live.in_flight[route.version] -= 1
+
+    def _models(self) -> bytes:
+        live = self._live
+        service = live.table.service
+        aliases = [alias for alias, version in live.table.aliases.items() if version in live.ready]
+        names = [service, *(f"{service}@{name}" for name in [*aliases, *live.ready])]
+        now = int(time.time())
+        cards = [{"id": name, "object": "model", "created": now, "owned_by": "seatrial"} for name in names]
+        return encode({"object": "list", "data": cards})
+
+
+async def _end(reply: Reply, error: HttpError) -> None:
+    """Tell the client: with a status where that is still possible, else with a last event of the stream."""
+    if not reply.has_begun:
+        await send_json(reply, error.status, error.body())
+    elif not reply.is_complete:
+        last = b"data: " + error.body() + b"\n\ndata: [DONE]\n\n"
+        await reply({"type": "http.response.body", "body": last, "more_body": False})
