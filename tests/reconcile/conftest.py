@@ -1,0 +1,228 @@
+"""A whole world in memory: registry, store, Ray Serve and replicas, with the same rules as the real ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from seatrial.config.service import ServiceConfig
+from seatrial.experiments.evidence import ArmEvidence, Evidence
+from seatrial.experiments.sequential import ArmStats
+from seatrial.experiments.trial import Decision, Trial
+from seatrial.reconcile import actions as do
+from seatrial.reconcile.plan import plan
+from seatrial.reconcile.world import (
+    AppStatus,
+    Desired,
+    DesiredService,
+    Observed,
+    ObservedService,
+    ReplicaStatus,
+    ServiceState,
+    VersionInfo,
+)
+
+NAME = "support-chat"
+
+
+class CrashedError(Exception):
+    """The controller was killed right after a side effect."""
+
+
+class MovedError(Exception):
+    """The registry refused a guarded alias write."""
+
+
+def config(**trial: Any) -> dict[str, Any]:
+    section = ServiceConfig.model_validate(
+        {
+            "name": NAME,
+            "engine": {"base": "models:/base/1", "replicas": 2},
+            "http": {"allow_anonymous": True},
+            "trial": {"minimum_units": 100, **trial},
+        }
+    )
+    return section.model_dump(mode="json")
+
+
+class Sim:
+    """One service. `run()` is the controller; replicas follow what Serve tells them when they `tick()`."""
+
+    def __init__(self, kinds: dict[str, str] | None = None, **trial: Any) -> None:
+        self.now = 1_000_000.0
+        self.config = config(**trial)
+        self.kinds = kinds or {}
+        self.aliases: dict[str, str] = {}
+        self.tags: dict[tuple[str, str], str] = {}
+        self.broken: set[str] = set()
+        self.apps: dict[str, dict[str, Any]] = {}
+        self.listed = ["r1", "r2"]
+        self.rows: dict[str, ReplicaStatus] = {}
+        self.state = ServiceState()
+        self.trials: dict[str, Trial] = {}
+        self.decisions: dict[str, Decision] = {}
+        self.looks: dict[str, dict[int, Any]] = {}
+        self.audits: list[str] = []
+        self.rates: dict[str, tuple[int, int]] = {}  # arm → units, successes
+        self.failed: dict[str, int] = {}
+        self.effects = 0
+        self.crash_at: int | None = None
+        self.writes: list[do.Action] = []
+
+    # What the controller sees.
+
+    def observe(self) -> tuple[Desired, Observed]:
+        known = set(self.aliases.values()) | {self.state.served or "1"}
+        trial = next((each for each in self.trials.values() if each.state == "open"), None)
+        if trial:
+            known |= {trial.champion, trial.challenger}
+        versions = {version: self._info(version) for version in known}
+        desired = DesiredService(
+            NAME, self.config, "/", "models:/base/1", dict(self.aliases), versions, config_at=1.0
+        )
+        decision = self.decisions.get(trial.id) if trial else None
+        service = ObservedService(
+            self.state,
+            tuple(self.rows.values()),
+            trial,
+            decision,
+            self.evidence(trial) if trial and not decision else None,
+            max(self.looks.get(trial.id, {0: None})) if trial else 0,
+            max((each.number for each in self.trials.values()), default=0),
+        )
+        apps = {
+            name: AppStatus(name, "RUNNING", "", app, tuple(self.listed) if name == NAME else ("full",))
+            for name, app in self.apps.items()
+        }
+        return Desired((desired,)), Observed(apps, {NAME: service})
+
+    def _info(self, version: str) -> VersionInfo:
+        kind = self.kinds.get(version, "adapter")
+        error = self.tags.get((version, "seatrial.load_error"))
+        if kind == "none":
+            return VersionInfo(version, problem="no `seatrial.kind` tag", load_error=error)
+        return VersionInfo(version, kind, f"digest-{version}", load_error=error)
+
+    def evidence(self, trial: Trial) -> Evidence:
+        arms = []
+        for arm in trial.table.arms:
+            units, wins = self.rates.get(arm.name, (0, 0))
+            failed = self.failed.get(arm.name, 0)
+            stats = ArmStats(units, wins, wins)
+            arms.append(
+                ArmEvidence(arm.name, arm.version, units, units, units + failed, units, failed, 0, units, stats)
+            )
+        return Evidence(self.now, tuple(arms))
+
+    # What happens around the controller.
+
+    @property
+    def told(self) -> dict[str, Any]:
+        return self.apps[NAME]["deployments"][0]["user_config"] if NAME in self.apps else {}
+
+    @property
+    def traffic(self) -> dict[str, Any]:
+        return self.told.get("traffic") or {}
+
+    def tick(self) -> bool:
+        """Every listed replica applies what it was told; whether any of them changed."""
+        before = dict(self.rows)
+        for replica in self.listed if self.told else []:
+            loaded = {
+                entry["version"]: "error: the file is broken" if entry["version"] in self.broken else "ready"
+                for entry in self.told["preload"]
+            }
+            self.rows[replica] = ReplicaStatus(replica, self.told["revision"], loaded, self.now)
+        self.rows = {name: row for name, row in self.rows.items() if name in self.listed}
+        return before != self.rows
+
+    def apply(self, action: do.Action) -> None:
+        self.writes.append(action)
+        match action:
+            case do.PutApps(apps=apps, owned=owned):
+                self._check_ready(apps[0])
+                others = {name: app for name, app in self.apps.items() if name not in owned}
+                self.apps = {**others, **{app["name"]: dict(app) for app in apps}}
+            case do.PutState(state=state):
+                self.state = state
+            case do.OpenTrial(trial=trial):
+                self.trials.setdefault(trial.id, trial)
+                self.rates, self.failed = {}, {}
+            case do.AddLook(look=look):
+                self.looks.setdefault(look.trial_id, {}).setdefault(look.units, look)
+            case do.Decide(decision=decision):
+                self.decisions.setdefault(decision.trial_id, decision)
+            case do.MarkStep(trial_id=trial_id, step=step):
+                trial = self.trials[trial_id]
+                steps = trial.steps if step in trial.steps else (*trial.steps, step)
+                self.trials[trial_id] = dataclasses.replace(trial, steps=steps)
+            case do.CloseTrial(decision=decision):
+                trial = self.trials[decision.trial_id]
+                self.trials[trial.id] = dataclasses.replace(trial, state="closed", verdict=decision.verdict)
+            case do.MoveAlias(alias=alias, version=version, expected=expected):
+                found = self.aliases.get(alias)
+                if found != version and found != expected:
+                    raise MovedError(alias)
+                self.aliases.pop(alias, None)
+                if version is not None:
+                    self.aliases[alias] = version
+            case do.TagVersion(version=version, key=key, value=value):
+                self.tags.pop((version, key), None)
+                if value is not None:
+                    self.tags[version, key] = value
+            case do.WriteAudit(trial=trial):
+                if trial.id not in self.audits:
+                    self.audits.append(trial.id)
+            case _:
+                raise TypeError(action)
+        self.effects += 1
+        if self.crash_at is not None and self.effects == self.crash_at:
+            raise CrashedError
+
+    def _check_ready(self, app: dict[str, Any]) -> None:
+        """Promise 2: whatever newly gets traffic has been warmed up in every replica."""
+        new = _versions(app["deployments"][0]["user_config"].get("traffic"))
+        for version in new - _versions(self.traffic):
+            assert self.listed
+            for replica in self.listed:
+                row = self.rows.get(replica)
+                assert row is not None, f"{replica} has said nothing, yet {version} gets traffic"
+                assert row.loaded.get(version) == "ready", f"{version} is not ready in {replica}"
+
+    def one_pass(self) -> int:
+        """One pass of the controller; how many actions it took. A crash loses the rest of the pass."""
+        actions = plan(*self.observe(), self.now)
+        for number, action in enumerate(actions):
+            try:
+                self.apply(action)
+            except (CrashedError, MovedError):
+                return number + 1
+        return len(actions)
+
+    def run(self, limit: int = 60) -> None:
+        """Passes and ticks until nothing changes any more."""
+        for _ in range(limit):
+            acted = self.one_pass()
+            if not self.tick() and not acted:
+                return
+        raise AssertionError(f"no rest after {limit} passes: {plan(*self.observe(), self.now)}")
+
+
+def _versions(traffic: dict[str, Any] | None) -> set[str]:
+    if not traffic:
+        return set()
+    arms = (traffic.get("trial") or {}).get("arms", [])
+    return {*traffic["aliases"].values(), *(arm["version"] for arm in arms)}
+
+
+@pytest.fixture
+def sim() -> Sim:
+    return Sim()
+
+
+@pytest.fixture
+def make_sim() -> Callable[..., Sim]:
+    return Sim

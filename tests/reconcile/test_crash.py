@@ -1,0 +1,158 @@
+"""Killed after any side effect and started again: the same end, and nothing twice."""
+
+import dataclasses
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from seatrial.reconcile.plan import plan
+
+VERSIONS = st.sampled_from(["1", "2", "3", "4"])
+
+
+def better(sim):
+    sim.rates = {"champion": (400, 80), "challenger": (400, 240)}
+
+
+def worse(sim):
+    sim.rates = {"champion": (400, 240), "challenger": (400, 80)}
+
+
+def skewed(sim):
+    sim.rates = {"champion": (400, 80), "challenger": (100, 60)}
+
+
+def supersede(sim):
+    sim.aliases["champion"] = "3"
+
+
+def make_champion(sim):
+    sim.aliases["champion"] = "2"
+
+
+def withdraw(sim):
+    sim.aliases.pop("challenger", None)
+
+
+def break_it(sim):
+    sim.broken.add("2")
+    sim.listed.append("r3")
+
+
+EVENTS = [better, worse, skewed, supersede, make_champion, withdraw, break_it]
+
+
+def play(make_sim, event, crash_at=None):
+    """First alias to last record. Each event happens once, whatever crashes."""
+    sim = make_sim(kinds={"2": "full"})
+    sim.crash_at = crash_at
+    sim.aliases["champion"] = "1"
+    sim.run()
+    sim.aliases["challenger"] = "2"
+    sim.run()
+    event(sim)
+    sim.run()
+    return sim
+
+
+def end_of(sim):
+    return {
+        "aliases": sim.aliases,
+        "tags": sim.tags,
+        "apps": sim.apps,
+        "trials": {name: dataclasses.astuple(trial)[:10] for name, trial in sim.trials.items()},
+        "decisions": {name: decision.to_json() for name, decision in sim.decisions.items()},
+        "audits": sim.audits,
+        "state": sim.state,
+        "looks": {name: sorted(looks) for name, looks in sim.looks.items()},
+    }
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.__name__)
+def test_a_crash_after_any_side_effect_changes_nothing_in_the_end(make_sim, event):
+    whole = play(make_sim, event)
+    assert whole.effects > 10
+    for crash_at in range(1, whole.effects + 1):
+        assert end_of(play(make_sim, event, crash_at)) == end_of(whole), f"killed after effect {crash_at}"
+
+
+class AnyWorld(RuleBasedStateMachine):
+    """People, failures and crashes in any order."""
+
+    make = None
+
+    def __init__(self):
+        super().__init__()
+        self.sim = type(self).make(kinds={"3": "full", "4": "none"})
+
+    @rule(alias=st.sampled_from(["champion", "challenger", "previous"]), version=VERSIONS)
+    def set_alias(self, alias, version):
+        self.sim.aliases[alias] = version
+
+    @rule(alias=st.sampled_from(["champion", "challenger", "previous"]))
+    def remove_alias(self, alias):
+        self.sim.aliases.pop(alias, None)
+
+    @rule(version=VERSIONS)
+    def break_version(self, version):
+        self.sim.broken ^= {version}
+
+    @rule(event=st.sampled_from([better, worse, skewed]))
+    def see(self, event):
+        event(self.sim)
+
+    @rule(hours=st.sampled_from([0.001, 0.1, 2, 400]))
+    def wait(self, hours):
+        self.sim.now += hours * 3600
+
+    @rule(replicas=st.integers(1, 3))
+    def scale(self, replicas):
+        self.sim.listed = [f"r{number}" for number in range(replicas)]
+
+    @rule()
+    def restart_serve(self):
+        self.sim.apps, self.sim.rows = {}, {}
+
+    @rule(effects=st.integers(1, 6))
+    def crash_soon(self, effects):
+        self.sim.crash_at = self.sim.effects + effects
+
+    @rule()
+    def one_pass(self):
+        self.sim.one_pass()
+
+    @rule()
+    def tick(self):
+        self.sim.tick()
+
+    @rule()
+    def run_to_rest(self):
+        sim = self.sim
+        sim.run()
+        assert plan(*sim.observe(), sim.now) == []
+        wished, champion = sim.aliases.get("champion"), sim.traffic.get("aliases", {}).get("champion")
+        if wished is None:
+            assert champion is None
+        elif wished != champion:
+            assert wished in sim.broken | {"4"} | set(sim.state.refused)
+        closed = [trial.id for trial in sim.trials.values() if trial.state == "closed"]
+        assert sorted(sim.audits) == sorted(closed)
+
+    @invariant()
+    def one_open_trial_at_most_and_nothing_twice(self):
+        sim = self.sim
+        assert sum(trial.state == "open" for trial in sim.trials.values()) <= 1
+        assert len(sim.audits) == len(set(sim.audits))
+        assert set(sim.audits) <= set(sim.decisions)
+        assert [trial.number for trial in sim.trials.values()] == list(range(1, len(sim.trials) + 1))
+
+
+def test_any_order_of_events_comes_to_rest_in_a_right_state(make_sim):
+    from hypothesis.stateful import run_state_machine_as_test
+
+    AnyWorld.make = make_sim
+    run_state_machine_as_test(
+        AnyWorld, settings=settings(max_examples=150, stateful_step_count=30, deadline=None)
+    )

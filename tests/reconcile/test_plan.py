@@ -1,0 +1,310 @@
+"""Planning, in a world in memory."""
+
+import pytest
+
+from seatrial.reconcile import actions as do
+from seatrial.reconcile.plan import plan
+
+
+def test_a_new_service_gets_an_application_without_traffic(sim):
+    sim.run()
+    assert sim.apps["support-chat"]["import_path"] == "seatrial_serving.engine:build"
+    assert sim.apps["support-chat"]["deployments"][0]["num_replicas"] == 2
+    assert sim.told["traffic"] is None
+    assert sim.state.phase == "waiting"
+    assert "champion" in sim.state.message
+
+
+def test_nothing_that_can_change_on_the_fly_stands_in_the_arguments(sim):
+    sim.run()
+    service = sim.apps["support-chat"]["args"]["service"]
+    assert set(service) == {"name", "engine"}
+    assert "replicas" not in service["engine"]
+    assert sim.told["http"]["allow_anonymous"] is True
+
+
+def test_a_champion_is_loaded_before_it_gets_traffic(sim):
+    sim.aliases["champion"] = "1"
+    sim.one_pass()
+    assert [entry["version"] for entry in sim.told["preload"]] == ["1"]
+    assert sim.told["traffic"] is None
+    sim.run()
+    assert sim.traffic["aliases"] == {"champion": "1"}
+    assert (sim.state.phase, sim.state.served) == ("serving", "1")
+
+
+def test_one_silent_replica_holds_the_traffic_back(sim):
+    sim.aliases["champion"] = "1"
+    sim.one_pass()
+    sim.listed = ["r1"]
+    sim.tick()
+    sim.listed = ["r1", "r2"]
+    sim.one_pass()
+    assert sim.told["traffic"] is None
+    assert "being loaded" in sim.state.message or "starting" in sim.state.message
+
+
+def test_a_replica_that_has_gone_silent_is_not_counted_upon(sim):
+    sim.aliases["champion"] = "1"
+    sim.one_pass()
+    sim.tick()
+    sim.now += 31
+    sim.one_pass()
+    assert sim.told["traffic"] is None
+
+
+def test_a_challenger_opens_a_trial_that_is_split_only_when_it_is_ready_everywhere(sim):
+    sim.aliases["champion"] = "1"
+    sim.run()
+    sim.aliases["challenger"] = "2"
+    sim.one_pass()
+    assert sim.trials == {}
+    sim.run()
+    trial = sim.trials["support-chat-1"]
+    assert (trial.champion, trial.challenger, trial.number) == ("1", "2", 1)
+    assert sim.traffic["trial"] == trial.table.to_json()
+    assert sim.traffic["aliases"] == {"champion": "1", "challenger": "2"}
+    assert sim.state.phase == "trial"
+
+
+def test_a_manual_move_sets_previous_to_what_was_served(sim):
+    sim.aliases["champion"] = "1"
+    sim.run()
+    sim.aliases["champion"] = "2"
+    sim.run()
+    assert sim.aliases == {"champion": "2", "previous": "1"}
+    assert sim.traffic["aliases"] == {"champion": "2", "previous": "1"}
+    sim.aliases["champion"] = "1"  # what `seatrial rollback` does
+    sim.run()
+    assert sim.aliases == {"champion": "1", "previous": "2"}
+
+
+def test_a_champion_that_cannot_be_loaded_never_gets_traffic(sim):
+    sim.aliases["champion"] = "1"
+    sim.run()
+    sim.broken.add("2")
+    sim.aliases["champion"] = "2"
+    sim.run()
+    assert sim.traffic["aliases"]["champion"] == "1"
+    assert "version 1 goes on" in sim.state.message
+    assert "broken" in sim.state.message
+    assert sim.tags["2", "seatrial.load_error"] == "the file is broken"
+    assert "previous" not in sim.aliases
+
+
+def test_a_first_champion_that_cannot_be_loaded_is_a_failure_with_its_reason(sim):
+    sim.broken.add("1")
+    sim.aliases["champion"] = "1"
+    sim.run()
+    assert sim.told["traffic"] is None
+    assert sim.state.phase == "failed"
+    assert "the file is broken" in sim.state.message
+
+
+def test_a_challenger_that_cannot_be_loaded_opens_no_trial_and_is_tried_again_later(sim):
+    sim.aliases["champion"] = "1"
+    sim.run()
+    sim.broken.add("2")
+    sim.aliases["challenger"] = "2"
+    sim.run()
+    assert sim.trials == {}
+    assert sim.aliases["challenger"] == "2"
+    assert sim.state.refused["2"].tries == 1
+    tried = len(sim.writes)
+    sim.now += 30
+    sim.run()
+    assert [type(action) for action in sim.writes[tried:]] == []
+    sim.now += 31
+    sim.run()
+    assert sim.state.refused["2"].tries == 2
+    sim.broken.clear()
+    sim.now += 121
+    sim.run()
+    assert sim.state.refused == {}
+    assert ("2", "seatrial.load_error") not in sim.tags
+    assert sim.trials["support-chat-1"].challenger == "2"
+
+
+def test_setting_the_alias_again_tries_at_once(sim):
+    sim.aliases["champion"] = "1"
+    sim.broken.add("2")
+    sim.aliases["challenger"] = "2"
+    sim.run()
+    del sim.aliases["challenger"]
+    sim.run()
+    assert sim.state.refused == {}
+    sim.broken.clear()
+    sim.aliases["challenger"] = "2"
+    sim.run()
+    assert sim.trials["support-chat-1"].challenger == "2"
+
+
+def test_an_unlabelled_version_is_refused_without_being_tried(make_sim):
+    sim = make_sim(kinds={"2": "none"})
+    sim.aliases |= {"champion": "1", "challenger": "2"}
+    sim.run()
+    assert [entry["version"] for entry in sim.told["preload"]] == ["1"]
+    assert "seatrial.kind" in sim.tags["2", "seatrial.load_error"]
+    assert "no trial" in sim.state.message
+
+
+@pytest.mark.parametrize(
+    ("rates", "failed", "hours", "verdict", "after"),
+    [
+        ({"champion": (400, 80), "challenger": (400, 240)}, 0, 1, "promote",
+         {"champion": "2", "previous": "1"}),
+        ({"champion": (400, 240), "challenger": (400, 80)}, 0, 1, "roll_back", {"champion": "1"}),
+        ({"champion": (20, 10), "challenger": (20, 10)}, 30, 1, "roll_back", {"champion": "1"}),
+        ({"champion": (40, 10), "challenger": (40, 30)}, 0, 337, "inconclusive", {"champion": "1"}),
+        ({"champion": (400, 10), "challenger": (40, 30)}, 0, 1, "invalid", {"champion": "1"}),
+    ],
+)  # fmt: skip
+def test_a_verdict_moves_aliases_tags_versions_and_is_audited(sim, rates, failed, hours, verdict, after):
+    sim.aliases |= {"champion": "1", "challenger": "2"}
+    sim.run()
+    sim.rates, sim.failed = rates, {"challenger": failed}
+    sim.now += hours * 3600
+    sim.run()
+    sim.tick()
+    trial = sim.trials["support-chat-1"]
+    assert (trial.state, trial.verdict) == ("closed", verdict)
+    assert sim.aliases == after
+    assert sim.traffic["trial"] is None
+    assert sim.traffic["aliases"]["champion"] == after["champion"]
+    assert sim.audits == ["support-chat-1"]
+    assert sim.tags["1", "seatrial.trial.support-chat-1"] == f"champion: {verdict}"
+    assert sim.tags["2", "seatrial.trial.support-chat-1"] == f"challenger: {verdict}"
+
+
+def test_the_decision_is_written_before_any_alias_moves(sim):
+    sim.aliases |= {"champion": "1", "challenger": "2"}
+    sim.run()
+    sim.rates = {"champion": (400, 80), "challenger": (400, 240)}
+    sim.run()
+    kinds = [type(action) for action in sim.writes]
+    assert kinds.index(do.Decide) < kinds.index(do.MoveAlias) < kinds.index(do.WriteAudit)
+    assert kinds.index(do.WriteAudit) < kinds.index(do.CloseTrial)
+    assert sim.decisions["support-chat-1"].evidence.units == 800
+
+
+@pytest.mark.parametrize(
+    ("moves", "after", "trials"),
+    [
+        ({"challenger": None}, {"champion": "1"}, 1),
+        ({"challenger": "3"}, {"champion": "1", "challenger": "3"}, 2),
+        ({"champion": "3"}, {"champion": "3", "challenger": "2", "previous": "1"}, 2),
+        ({"champion": "2"}, {"champion": "2", "previous": "1"}, 1),
+        ({"champion": "3", "challenger": None}, {"champion": "3", "previous": "1"}, 1),
+    ],
+)
+def test_a_person_ends_the_trial_and_their_wish_stands(sim, moves, after, trials):
+    sim.aliases |= {"champion": "1", "challenger": "2"}
+    sim.run()
+    sim.rates = {"champion": (400, 80), "challenger": (400, 240)}  # it would have been promoted
+    for alias, version in moves.items():
+        sim.aliases.pop(alias)
+        if version:
+            sim.aliases[alias] = version
+    sim.run()
+    assert sim.trials["support-chat-1"].verdict == "superseded"
+    assert sim.aliases == after
+    assert len(sim.trials) == trials
+    assert sim.decisions["support-chat-1"].actor.startswith("a person")
+
+
+def test_a_challenger_that_fails_in_a_new_replica_is_rolled_back(sim):
+    sim.aliases |= {"champion": "1", "challenger": "2"}
+    sim.run()
+    sim.listed.append("r3")
+    sim.broken.add("2")
+    sim.run()
+    assert sim.trials["support-chat-1"].verdict == "roll_back"
+    assert "cannot be loaded" in sim.decisions["support-chat-1"].reason
+    assert sim.traffic["aliases"] == {"champion": "1"}
+
+
+def test_a_new_replica_takes_no_traffic_away(sim):
+    sim.aliases |= {"champion": "1", "challenger": "2"}
+    sim.run()
+    before = sim.told
+    sim.listed.append("r3")
+    sim.one_pass()
+    assert sim.told == before
+
+
+def test_after_serve_was_restarted_everything_comes_back(sim):
+    sim.aliases |= {"champion": "1", "challenger": "2"}
+    sim.run()
+    before = sim.traffic
+    sim.apps, sim.rows = {}, {}
+    sim.one_pass()
+    assert sim.told["traffic"] is None
+    sim.run()
+    assert sim.traffic == before
+    assert len(sim.trials) == 1
+
+
+def test_after_a_restart_with_a_broken_wish_the_old_champion_serves(sim):
+    sim.aliases["champion"] = "1"
+    sim.run()
+    sim.broken.add("2")
+    sim.aliases["champion"] = "2"
+    sim.run()
+    sim.apps, sim.rows = {}, {}
+    sim.run()
+    assert sim.traffic["aliases"]["champion"] == "1"
+
+
+def test_without_a_champion_alias_nobody_is_served(sim):
+    sim.aliases["champion"] = "1"
+    sim.run()
+    del sim.aliases["champion"]
+    sim.run()
+    assert sim.told["traffic"] is None
+    assert sim.state.phase == "waiting"
+
+
+def test_a_whole_model_gets_an_application_of_its_own_and_keeps_it_while_it_may_be_called(make_sim):
+    sim = make_sim(kinds={"2": "full"})
+    sim.aliases |= {"champion": "1", "challenger": "2"}
+    sim.run()
+    full = sim.apps["support-chat--v2"]
+    assert full["import_path"] == "seatrial_serving.engine:build_full"
+    assert full["route_prefix"] is None
+    assert full["args"]["version"] == "2"
+    assert sim.told["preload"][1]["app"] == "support-chat--v2"
+    del sim.aliases["challenger"]
+    sim.one_pass()
+    sim.one_pass()
+    assert "support-chat--v2" in sim.apps
+    sim.run()
+    assert "support-chat--v2" not in sim.apps
+
+
+def test_more_replicas_change_the_number_only(sim):
+    sim.aliases["champion"] = "1"
+    sim.run()
+    before = sim.apps["support-chat"]
+    sim.config["engine"]["replicas"] = 3
+    sim.run()
+    after = sim.apps["support-chat"]
+    assert after["deployments"][0]["num_replicas"] == 3
+    assert after["args"] == before["args"]
+    assert after["deployments"][0]["user_config"] == before["deployments"][0]["user_config"]
+
+
+def test_applications_of_others_are_left_alone(sim):
+    other = {"name": "other", "import_path": "x:y"}
+    sim.apps["other"] = other
+    sim.aliases["champion"] = "1"
+    sim.run()
+    assert sim.apps["other"] is other
+
+
+def test_a_second_pass_writes_nothing(sim):
+    sim.aliases |= {"champion": "1", "challenger": "2"}
+    sim.run()
+    sim.rates = {"champion": (30, 10), "challenger": (30, 12)}
+    sim.run()
+    assert plan(*sim.observe(), sim.now) == []
+    assert plan(*sim.observe(), sim.now + 5) == []
