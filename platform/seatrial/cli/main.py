@@ -120,7 +120,8 @@ def main(arguments: list[str]) -> int:
         _complain(str(error))
         return error.exit_code
     except typer.TyperException as error:
-        _complain(f"{error.format_message().replace(chr(10), ' ')} See `{_help_of(error)}`.")
+        said = error.format_message().replace("\n", " ").rstrip(".")
+        _complain(f"{said}. See `{_help_of(error)}`.")
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         _complain("interrupted")
