@@ -11,15 +11,15 @@ from seatrial.submission.events import Event
 
 # The job's own progress lines: a bar says the same at a terminal.
 STEP_LINE = re.compile(r"^step\s+\d+/\d+")
+# What Ray's job manager says before the job says anything.
+PREAMBLE = re.compile(r"INFO job_manager\.py|^Running entrypoint for job ")
 
 
 class PlainFollower:
-    """Plain lines: the job's own, and its MLflow run's address before any of them."""
+    """Plain lines: the job's own, with its MLflow run's address before any of them."""
 
     def __init__(self) -> None:
-        self._held: list[str] = []
         self._shown: set[str] = set()
-        self._has_run = False
 
     def __enter__(self) -> Self:
         return self
@@ -27,21 +27,18 @@ class PlainFollower:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._release()
+        """Nothing is open."""
 
     def hear(self, said: Event | str) -> None:
         """Take what the job says next."""
         if isinstance(said, Event):
             self._event(said)
-        elif self._has_run:
+        elif not PREAMBLE.search(said) and not self._is_run_again(said):
             self._line(said)
-        else:
-            self._held.append(said)
 
     def _event(self, event: Event) -> None:
-        if event.name == "run" and not self._has_run:
-            say(f"run        {event.text('url')}")
-            self._release()
+        if event.name == "run":
+            self._once(f"run        {event.text('url')}")
         elif event.name == "gate" and event.fields.get("passed") is False:
             reasons = event.fields.get("reasons")
             shown = "; ".join(map(str, reasons)) if isinstance(reasons, list) else str(reasons)
@@ -56,18 +53,16 @@ class PlainFollower:
             self._shown.add(text)
             self._line(text)
 
+    def _is_run_again(self, text: str) -> bool:
+        """Whether the line for people repeats the address that the event gave."""
+        words = text.split()
+        return len(words) == 2 and words[0] == "run" and f"run        {words[1]}" in self._shown
+
     def _progress(self, event: Event) -> None:
         """Numbers come in the job's own lines."""
 
     def _line(self, text: str) -> None:
-        if not text.startswith("run ") or "/#/experiments/" not in text:  # said first already
-            say(text)
-
-    def _release(self) -> None:
-        self._has_run = True
-        held, self._held = self._held, []
-        for line in held:
-            self._line(line)
+        say(text)
 
 
 class TerminalFollower(PlainFollower):
@@ -93,7 +88,6 @@ class TerminalFollower(PlainFollower):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        super().__exit__(kind, error, trace)
         self._bar.stop()
 
     def _progress(self, event: Event) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 KEPT_LINES = 200
 RECONNECT_S = 2.0
 RECONNECTS = 30
+KILLED = 128 + 9  # as a shell reports SIGKILL
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 # `(RayTrainWorker pid=…)` repetitions and Ray's notes about itself explain no failure.
 RAY_CHATTER = re.compile(r"^\(\w[\w() ]*pid=|INFO (?:worker|job_manager|sdk|cli)\.py")
@@ -83,7 +84,7 @@ def may_be_tried_again(ending: Ending) -> bool:
     return (
         ending.exit_code is None
         or ending.exit_code < 0
-        or ending.exit_code in (RetryableError.exit_code, 137)
+        or ending.exit_code in (RetryableError.exit_code, KILLED)
     )
 
 
@@ -124,4 +125,6 @@ def _ending(client: JobSubmissionClient, submission_id: str, kept: list[str]) ->
     why = cause(said) or message or status
     if info.driver_exit_code is None or info.driver_exit_code < 0:
         why = message or why  # the driver had no chance to say anything
+    elif info.driver_exit_code == KILLED:
+        why = "its driver was killed (SIGKILL; out of memory?)"
     return Ending(status, info.driver_exit_code, why)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import shlex
 import sys
@@ -54,6 +55,8 @@ def connect(addresses: Addresses) -> JobSubmissionClient:
         )
     from ray.job_submission import JobSubmissionClient
 
+    # It reports the end of every log stream as news.
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     return JobSubmissionClient(url, headers=dict(headers))
 
 

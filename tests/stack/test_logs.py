@@ -1,0 +1,54 @@
+"""The cause of an end is found in a log."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from seatrial.monitoring.logs import JsonFormatter, cause, configure, tail
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["Traceback (most recent call last):", "  x", "ValueError: boom", "bye"], "ValueError: boom"),
+        (
+            ["ray.exceptions.RayTaskError(KeyError): at f", "done"],
+            "ray.exceptions.RayTaskError(KeyError): at f",
+        ),
+        (
+            ["ERROR: [Errno 98] address already in use", "INFO: shutting down"],
+            "ERROR: [Errno 98] address already in use",
+        ),
+        (["all is well", ""], "all is well"),
+        (["\x1b[31mOSError: red\x1b[0m"], "OSError: red"),
+        (['::seatrial:: {"event":"done"}'], None),
+        ([], None),
+    ],
+)
+def test_the_line_that_says_why(lines: list[str], expected: str | None) -> None:
+    assert cause(lines) == expected
+
+
+def test_a_tail_is_the_last_lines_without_colours(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    log.write_text("".join(f"\x1b[1mline {number}\x1b[0m\n" for number in range(5000)))
+    assert tail(log, 2) == ["line 4998", "line 4999"]
+    assert tail(tmp_path / "missing.log") == []
+
+
+def test_json_logs_are_one_object_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = logging.LogRecord("seatrial", logging.INFO, "", 0, "a %s", ("b",), None)
+    found = json.loads(JsonFormatter("controller").format(record))
+    assert (found["part"], found["level"], found["message"]) == ("controller", "INFO", "a b")
+
+
+def test_configuring_twice_logs_once(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("x")
+    configure("y").info("hello")
+    said = capsys.readouterr().err
+    assert said.count("hello") == 1
+    assert " INFO y: hello" in said
