@@ -45,13 +45,20 @@ def _section(section: type[BaseModel], at: str, seen: set[str]) -> Iterator[str]
     inner: list[tuple[str, type[BaseModel]]] = []
     for name, field in section.model_fields.items():
         nested = _nested(field.annotation)
-        shown = " or ".join(f"`{_tag(part)}`" for part in nested) if len(nested) > 1 else _type(field)
-        yield f"| `{name}` | {shown} | {_default(field, bool(nested))} | {_text(field)} |\n"
+        yield f"| `{name}` | {_shown_type(field, nested)} | {_default(field)} | {_text(field)} |\n"
         inner += [(_join(at, name, part, len(nested) > 1), part) for part in nested]
     for path, part in inner:
         if path not in seen:
             seen.add(path)
             yield from _section(part, path, seen)
+
+
+def _shown_type(field: FieldInfo, nested: list[type[BaseModel]]) -> str:
+    if len(nested) > 1:
+        return " or ".join(f"`{_tag(part)}`" for part in nested)
+    if nested:
+        return "list of sections" if getattr(field.annotation, "__origin__", None) is tuple else "section"
+    return _type(field)
 
 
 def _join(at: str, name: str, part: type[BaseModel], is_union: bool) -> str:
@@ -72,12 +79,12 @@ def _text(field: FieldInfo) -> str:
     return " ".join((field.description or "").split()).replace("|", "\\|")
 
 
-def _default(field: FieldInfo, is_section: bool) -> str:
+def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    if is_section:
-        return "see below"
     value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        return "its fields' defaults"
     return "none" if value is None else f"`{json.dumps(value, default=str)}`"
 
 
@@ -139,7 +146,7 @@ def _parameter(parameter: Any) -> str:
     is_option = parameter.param_type_name == "option"
     label = ", ".join(parameter.opts) if is_option else parameter.name.upper()
     default = parameter.default
-    shown = f"`{default}`" if is_option and isinstance(default, str | int | float) else ""
+    shown = f"`{default}`" if is_option and default and isinstance(default, str | int | float) else ""
     return f"| `{label}` | {' '.join((parameter.help or '').split())} | {shown} |\n"
 
 
