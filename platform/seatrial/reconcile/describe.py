@@ -35,7 +35,7 @@ def _champion_note(view: View) -> str:
     blocker = view.blocker(view.wished)
     if blocker:
         return f"champion {view.wished} cannot be loaded ({blocker}){stays}"
-    return f"champion {view.wished} is being loaded{stays}"
+    return f"champion {view.wished} is being loaded{_delay(view, view.wished)}{stays}"
 
 
 def _challenger_note(view: View) -> str:
@@ -50,7 +50,12 @@ def _challenger_note(view: View) -> str:
     blocker = view.blocker(challenger)
     if blocker:
         return f"challenger {challenger} cannot be loaded ({blocker}): no trial; set the alias again to retry"
-    return f"challenger {challenger} is being loaded"
+    return f"challenger {challenger} is being loaded{_delay(view, challenger)}"
+
+
+def _delay(view: View, version: str) -> str:
+    delay = view.delay(version)
+    return f" ({delay})" if delay else ""
 
 
 def _ready_count(view: View) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,8 @@ from seatrial.reconcile.world import AppStatus, DesiredService, ObservedService,
 ENGINE_DEPLOYMENT = "Engine"
 # A replica reports every few seconds; one that has been silent for so long is not counted upon.
 FRESH_S = 30.0
+# How a replica ends the text of a trouble that may pass, such as MLflow being away.
+TRYING_AGAIN = "trying again"
 
 
 def full_app_name(service: str, version: str) -> str:
@@ -112,12 +114,13 @@ class View:
         return all(row is not None and row.loaded.get(version) == "ready" for row in self.rows)
 
     def error(self, version: str) -> str | None:
-        """What a replica says went wrong with ``version``."""
-        for row in self.rows:
-            text = "ready" if row is None else row.loaded.get(version, "loading")
-            if text not in ("ready", "loading"):
-                return " ".join(text.removeprefix("error:").split())[:500]
-        return self._app_error(version)
+        """What a replica says went wrong with ``version``, for good as far as the replica is concerned."""
+        final = (text for text in self._troubles(version) if not text.endswith(TRYING_AGAIN))
+        return next(final, None) or self._app_error(version)
+
+    def delay(self, version: str) -> str | None:
+        """What keeps a replica from having ``version`` yet, which it is trying to get over by itself."""
+        return next((text for text in self._troubles(version) if text.endswith(TRYING_AGAIN)), None)
 
     def is_backing_off(self, version: str) -> bool:
         """Whether ``version`` failed so recently that it is not tried again yet."""
@@ -141,6 +144,12 @@ class View:
         """Versions of the aliases that matter, in their order of importance."""
         found = (self.desired.aliases.get(alias) for alias in (CHAMPION, CHALLENGER, PREVIOUS))
         return tuple(version for version in found if version is not None)
+
+    def _troubles(self, version: str) -> Iterator[str]:
+        for row in self.rows:
+            text = "ready" if row is None else row.loaded.get(version, "loading")
+            if text not in ("ready", "loading"):
+                yield " ".join(text.removeprefix("error:").split())[:500]
 
     def _runs(self, app: str) -> bool:
         return app in self.apps and self.apps[app].status == "RUNNING"
