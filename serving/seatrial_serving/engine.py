@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from ray import serve
 from ray.llm._internal.serve.core.configs.llm_config import LLMConfig
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
+from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 from seatrial.config.addresses import Addresses
@@ -129,11 +130,25 @@ def _bind(server: type[LLMServer], spec: Spec, path: Path, *, lora: bool) -> ser
     return serve.deployment(server, **options).bind(spec.model_dump(mode="json"), device)
 
 
+class _OneProcessEngine(VLLMEngine):
+    """vLLM whose scheduler and model share a process.
+
+    vLLM gives the CPU's worker a process of its own so that it can bind its threads, and the two then wait
+    for each other by spinning: on few cores that costs more than the model. Threads are not bound here.
+    """
+
+    def _start_async_llm_engine(self, args: Any, config: Any, placement_group: Any) -> Any:
+        if config.parallel_config.world_size == 1:
+            config.parallel_config.distributed_executor_backend = "uni"
+        return super()._start_async_llm_engine(args, config, placement_group)
+
+
 class _Engine(LLMServer):
     """vLLM in this process, and its OpenAI app."""
 
     async def _start(self, spec: Spec, model_id: str, path: Path, device: str, *, lora: bool) -> None:
-        await LLMServer.__init__(self, _llm_config(spec, model_id, path, device=device, lora=lora))
+        config = _llm_config(spec, model_id, path, device=device, lora=lora)
+        await LLMServer.__init__(self, config, engine_cls=_OneProcessEngine if device == "cpu" else None)
         self._openai: App = await self.engine.build_asgi_app()
 
     @property

@@ -152,8 +152,8 @@ class Recorder:
             for record in records:
                 if record.get("t") == OPENED:
                     opened[record["request_id"]] = record
-                else:
-                    opened.pop(record.get("request_id", ""), None)
+                elif record.get("t") == EXPOSURE:
+                    opened.pop(record["request_id"], None)
             found += self._write([record for record in records if record.get("t") != OPENED])
         unfinished = [{**record, "t": EXPOSURE} for record in opened.values()]
         return found + self._write(unfinished)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,6 @@ def environment(engine: EngineSection, *, device: str) -> dict[str, str]:
     if device == "gpu":
         return shared
     return shared | {
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, math.ceil(engine.kv_cache_gib))),
         # Bound threads of two replicas would sit on the same cores; the kernel spreads unbound ones.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(max(1, int(engine.cpus))),

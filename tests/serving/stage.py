@@ -136,11 +136,12 @@ def mlflow_server(folder: Path) -> Iterator[str]:
     command += ["--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")]
     env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
     with process(command, folder / "mlflow.log", env):
-        wait_until(lambda: _answers(f"{url}/health"), 90, "MLflow")
+        wait_until(lambda: answers(f"{url}/health"), 90, "MLflow")
         yield url
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether a GET is answered with 200."""
     try:
         return httpx.get(url, timeout=2).status_code == 200
     except httpx.HTTPError:
@@ -161,6 +162,49 @@ def register(mlflow_url: str, name: str, folder: Path, **manifest: Any) -> tuple
     client.log_artifacts(run.info.run_id, str(folder), "model")
     version = versions.register(name, run.info.run_id, written, uri=mlflow_url)
     return version, written.digest
+
+
+def copy_of(folder: Path, other: Path) -> Path:
+    """The weights and configuration of ``folder``, without its manifest."""
+    shutil.copytree(folder, other, ignore=shutil.ignore_patterns("seatrial.json"))
+    return other
+
+
+def user_config(
+    service: str,
+    made: list[tuple[str, str]],
+    *,
+    revision: str = "r1",
+    champion: int = 0,
+    challenger: int | None = 1,
+    http: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A user_config as the controller sends it: preload all of ``made``, split between two of them."""
+    aliases, trial = {"champion": made[champion][0]}, None
+    if challenger is not None:
+        aliases["challenger"] = made[challenger][0]
+        arms = [{"name": name, "version": version, "weight": 0.5} for name, version in aliases.items()]
+        trial = {"id": f"{service}-1", "seed": f"{service}-1", "coverage": 1.0, "arms": arms}
+    rules = {"keys": [{"name": "test", "sha256": KEY_SHA256}], "max_tokens": 64, **(http or {})}
+    preload = [{"version": version, "kind": "adapter", "digest": digest} for version, digest in made]
+    return {
+        "service": service,
+        "revision": revision,
+        "http": rules,
+        "preload": preload,
+        "traffic": {"aliases": aliases, "trial": trial},
+    }
+
+
+def application(service: str, engine: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """A service's entry of the declarative config."""
+    return {
+        "name": service,
+        "route_prefix": "/",
+        "import_path": "seatrial_serving.engine:build",
+        "args": {"service": {"name": service, "engine": engine}},
+        "deployments": [{"name": "Engine", "user_config": config}],
+    }
 
 
 @dataclass(frozen=True)
@@ -260,7 +304,7 @@ def ray_cluster(
     )
     with process(command, folder / "ray.log", environment):
         try:
-            wait_until(lambda: _answers(f"{cluster.dashboard}/api/serve/applications/"), 90, "Ray")
+            wait_until(lambda: answers(f"{cluster.dashboard}/api/serve/applications/"), 90, "Ray")
             yield cluster
         finally:
             logs = folder / "ray-logs"

@@ -1,0 +1,68 @@
+"""Who may call."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from seatrial.config.service import HttpSection, KeySection
+from seatrial.errors import UserError
+from seatrial_serving.auth import Keys, is_loopback, require_keys_off_loopback
+from seatrial_serving.errors import HttpError
+
+ANONYMOUS = HttpSection(allow_anonymous=True)
+
+
+def http(**keys: str) -> HttpSection:
+    sections = [
+        KeySection(name=name, sha256=hashlib.sha256(key.encode()).hexdigest()) for name, key in keys.items()
+    ]
+    return HttpSection(keys=tuple(sections))
+
+
+def test_each_key_names_its_holder() -> None:
+    keys = Keys(http(ann="k-ann", bob="k-bob"))
+    assert keys.check(b"Bearer k-ann") == "ann"
+    assert keys.check(b"bearer k-bob") == "bob"
+
+
+@pytest.mark.parametrize(
+    "header", [None, b"", b"Bearer", b"Bearer ", b"Bearer k-eve", b"Basic k-ann", b"k-ann"]
+)
+def test_anybody_else_is_refused(header: bytes | None) -> None:
+    with pytest.raises(HttpError) as refused:
+        Keys(http(ann="k-ann")).check(header)
+    assert refused.value.status == 401
+    assert "k-eve" not in refused.value.message
+
+
+def test_a_service_without_keys_is_closed_unless_it_says_otherwise() -> None:
+    closed = HttpSection.model_construct(keys=(), allow_anonymous=False)
+    with pytest.raises(HttpError):
+        Keys(closed).check(b"Bearer anything")
+    assert Keys(ANONYMOUS).check(None) == "anonymous"
+    assert Keys(ANONYMOUS).check(b"Bearer anything") == "anonymous"
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        (None, False),
+        ("10.0.0.7", False),
+        ("example.org", False),
+    ],
+)
+def test_loopback_is_what_only_this_machine_reaches(host: str | None, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_keys_are_mandatory_off_loopback() -> None:
+    require_keys_off_loopback(ANONYMOUS, "127.0.0.1")
+    require_keys_off_loopback(http(ann="k"), "0.0.0.0")
+    with pytest.raises(UserError, match="allow_anonymous"):
+        require_keys_off_loopback(ANONYMOUS, "0.0.0.0")

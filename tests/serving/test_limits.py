@@ -1,0 +1,115 @@
+"""What a request may ask for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from seatrial.config.service import HttpSection
+from seatrial_serving.errors import HttpError
+from seatrial_serving.limits import check, unit_of
+
+HTTP = HttpSection(allow_anonymous=True, max_tokens=64, max_n=2)
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    body = {"model": "svc", "messages": MESSAGES, **fields}
+    check(body, HTTP, chat=True, model_tokens=48)
+    return body
+
+
+def completion(**fields: Any) -> dict[str, Any]:
+    body = {"model": "svc", "prompt": "hello", **fields}
+    check(body, HTTP, chat=False, model_tokens=512)
+    return body
+
+
+def test_a_request_without_max_tokens_gets_the_services_and_never_more_than_the_model_holds() -> None:
+    assert chat()["max_tokens"] == 48
+    assert completion()["max_tokens"] == 64
+    assert "max_tokens" not in chat(max_completion_tokens=7)
+
+
+def test_fields_of_openai_without_a_meaning_here_are_taken_out() -> None:
+    assert "metadata" not in chat(metadata={"a": "b"}, store=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
+        ({"use_beam_search": True}, "use_beam_search"),
+        ({"structured_outputs": {"regex": "(a+)+"}}, "structured_outputs"),
+        ({"guided_regex": "(a+)+"}, "guided_regex"),
+        ({"chat_template": "{{ x }}"}, "chat_template"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"request_id": "mine"}, "request_id"),
+        ({"priority": -5}, "priority"),
+        ({"kv_transfer_params": {}}, "kv_transfer_params"),
+        ({"n": 3}, "n"),
+        ({"n": True}, "n"),
+        ({"n": "2"}, "n"),
+        ({"max_tokens": 65}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": 1_000_000}, "max_completion_tokens"),
+        ({"min_tokens": 65}, "min_tokens"),
+        ({"top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": 5}, "logprobs"),
+        ({"logit_bias": {str(i): 1 for i in range(301)}}, "logit_bias"),
+        ({"stop": ["x"] * 65}, "stop"),
+        ({"stream_options": {"continuous_usage_stats": True}}, "stream_options"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": ["hello"]}, "messages[0]"),
+        ({"response_format": {"type": "structural_tag"}}, "response_format"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"pattern": "(a+)+"}}},
+            "response_format",
+        ),
+        ({"tools": [{"function": {"parameters": {"$ref": "http://x/"}}}]}, "tools"),
+        ({"tools": "all"}, "tools"),
+    ],
+)
+def test_what_could_exhaust_the_engine_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(HttpError) as refused:
+        chat(**fields)
+    assert refused.value.status == 400
+    assert refused.value.param == param
+    assert refused.value.message.startswith(param.split("[")[0])
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "video_url", "file", None])
+def test_media_are_refused_wherever_they_come_from(kind: str | None) -> None:
+    part = {"type": kind, "image_url": {"url": "http://169.254.169.254/"}}
+    with pytest.raises(HttpError, match="text"):
+        chat(messages=[{"role": "user", "content": [part]}])
+    chat(messages=[{"role": "user", "content": [{"type": "text", "text": "hello"}]}])
+
+
+def test_prompts_count_as_answers() -> None:
+    completion(prompt=[1, 2, 3], n=2)
+    completion(prompt=["a", "b"])
+    for prompt, n in ((["a", "b", "c"], 1), ([[1], [2]], 2), (None, 1)):
+        with pytest.raises(HttpError) as refused:
+            completion(prompt=prompt, n=n)
+        assert refused.value.param == "prompt"
+
+
+def test_a_schema_of_ordinary_depth_passes_and_a_deep_one_does_not() -> None:
+    schema: dict[str, Any] = {"type": "object", "properties": {"a": {"$ref": "#/$defs/b"}}}
+    chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
+    for _ in range(20):
+        schema = {"items": schema}
+    with pytest.raises(HttpError):
+        chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
+
+
+def test_the_unit_is_the_user_then_the_header_then_nobody() -> None:
+    assert unit_of({"user": "u"}, b"h") == "u"
+    assert unit_of({}, b"h") == "h"
+    assert unit_of({"user": ""}, None) is None
+    for wrong in ("x" * 257, 7):
+        with pytest.raises(HttpError):
+            unit_of({"user": wrong}, None)
