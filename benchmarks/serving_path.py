@@ -4,8 +4,9 @@
 
 - `ours`: a service with a live 50/50 split between two adapters, API key, exposures recorded.
 - `vllm`: vLLM's own OpenAI server without Ray, the same two adapters, requests alternating between them.
-- `ray_default`: `ray.serve.llm.build_openai_app` with its defaults and Ray's own proxy. It takes adapters from
-  cloud storage only, so it answers with the bare base model, which is less work than the other two do.
+- `ray_default`: `ray.serve.llm.build_openai_app` with its defaults and Ray's own proxy. It takes
+  adapters from cloud storage only, so it answers with the bare base model, which is less work than the
+  other two do.
 
 One path after the other is started, warmed, measured and taken down; the same engine arguments and thread
 settings go to all three. Prints one JSON object per case: requests per second (the median of the rounds),
@@ -40,25 +41,7 @@ TOKENS = 16
 ENGINE = EngineSection(
     base="bench", device="cpu", max_num_seqs=32, kv_cache_gib=0.5, max_loras=2, max_lora_rank=8
 )
-WORDS = [
-    "the",
-    "ship",
-    "sails",
-    "at",
-    "dawn",
-    "with",
-    "a",
-    "small",
-    "crew",
-    "and",
-    "returns",
-    "when",
-    "wind",
-    "and",
-    "tide",
-    "allow",
-    "it",
-]
+TEXT = "the ship sails at dawn with a small crew and returns when wind and tide allow it"
 
 
 @dataclass(frozen=True)
@@ -85,7 +68,7 @@ class Target:
 def prompts(count: int) -> list[str]:
     """Short prompts, the same for every path and run."""
     source = random.Random(0)  # noqa: S311
-    return [" ".join(source.choices(WORDS, k=8)) for _ in range(count)]
+    return [" ".join(source.choices(TEXT.split(), k=8)) for _ in range(count)]
 
 
 async def measure(target: Target, case: Case, texts: list[str]) -> tuple[float, list[float]]:
@@ -249,7 +232,7 @@ def report(case: Case, found: dict[str, dict[str, float]]) -> None:
         **{path: {name: round(value, 1) for name, value in result.items()} for path, result in found.items()},
         "ratio_to_vllm": round(rates["ours"] / rates["vllm"], 3),
         "ratio_to_ray_default": round(rates["ours"] / rates["ray_default"], 3),
-        "note": "ours: live split over two adapters; vllm: two adapters in turn; ray_default: base model only",
+        "note": "ours: split over two adapters; vllm: two adapters in turn; ray_default: base model only",
     }
     print(json.dumps(line), flush=True)
 

@@ -11,6 +11,7 @@ from seatrial.errors import UserError
 from seatrial_serving.auth import Keys, is_loopback, require_keys_off_loopback
 from seatrial_serving.errors import HttpError
 
+EVERYWHERE = "0.0.0.0"  # noqa: S104
 ANONYMOUS = HttpSection(allow_anonymous=True)
 
 
@@ -51,7 +52,7 @@ def test_a_service_without_keys_is_closed_unless_it_says_otherwise() -> None:
         ("127.0.0.1", True),
         ("::1", True),
         ("localhost", True),
-        ("0.0.0.0", False),
+        (EVERYWHERE, False),
         (None, False),
         ("10.0.0.7", False),
         ("example.org", False),
@@ -63,6 +64,6 @@ def test_loopback_is_what_only_this_machine_reaches(host: str | None, expected: 
 
 def test_keys_are_mandatory_off_loopback() -> None:
     require_keys_off_loopback(ANONYMOUS, "127.0.0.1")
-    require_keys_off_loopback(http(ann="k"), "0.0.0.0")
+    require_keys_off_loopback(http(ann="k"), EVERYWHERE)
     with pytest.raises(UserError, match="allow_anonymous"):
-        require_keys_off_loopback(ANONYMOUS, "0.0.0.0")
+        require_keys_off_loopback(ANONYMOUS, EVERYWHERE)
