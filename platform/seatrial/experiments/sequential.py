@@ -27,9 +27,9 @@ class ArmStats:
 
     def variance(self, *, proportion: bool) -> float:
         """Variance of one unit's value; NaN when it cannot be known yet."""
+        if self.n == 0 or not (math.isfinite(self.total) and math.isfinite(self.total_squares)):
+            return math.nan
         if proportion:
-            if self.n == 0:
-                return math.nan
             # An arm of only zeros or only ones has no spread of its own, yet its rate is not certain: the
             # rule of succession gives it that of (x + 1) / (n + 2).
             is_flat = self.total in (0, self.n)
