@@ -310,5 +310,6 @@ def _on_termination() -> None:
 def _quiet() -> None:
     """Keep other libraries' chatter out of what the job says."""
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("mlflow", "httpx", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
