@@ -125,6 +125,6 @@ def _ignored(trial_id: str, policy: TrialPolicy) -> Select[Any]:
         .where(
             exposures.c.trial_id == trial_id,
             outcomes.c.metric == policy.metric,
-            outcomes.c.value.not_between(0.0, 1.0),
+            ~outcomes.c.value.between(0.0, 1.0),
         )
     )

@@ -1,0 +1,254 @@
+"""The store, on SQLite and on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from seatrial.config.trial import TrialSection
+from seatrial.errors import RetryableError, UserError
+from seatrial.experiments.assignment import Arm, TrialTable
+from seatrial.experiments.evidence import ArmEvidence, Evidence
+from seatrial.experiments.sequential import UNDEFINED, ArmStats
+from seatrial.experiments.trial import Decision, Look, Trial
+from seatrial.experiments.verdict import Judgement
+from seatrial.store import Store, outcome_row
+from seatrial.store.tables import exposures, metadata, outcomes
+
+
+def exposure(request_id: str, unit: str, arm: str = "champion", **values):
+    row = {"request_id": request_id, "trial_id": "svc-1", "service": "svc", "unit": unit, "sticky": True}
+    row |= {"arm": arm, "assigned_version": "1", "served_version": "1", "fallback": False, "status": 200}
+    return {**row, "at": 1.0, **values}
+
+
+def outcome(request_id: str, value: float, metric: str = "resolved", **values):
+    return outcome_row("svc", request_id, metric, value, now=2.0, **values)
+
+
+def trial(number: int = 1, **section) -> Trial:
+    policy = TrialSection.model_validate(section).model_dump(mode="json")
+    arms = (Arm("champion", "1", 0.5), Arm("challenger", "2", 0.5))
+    table = TrialTable(f"svc-{number}", "seed", 1.0, arms)
+    return Trial(f"svc-{number}", "svc", number, "open", table, policy, "1", "2", 10.0)
+
+
+def count(store: Store, table) -> int:
+    with store.engine.connect() as connection:
+        return len(connection.execute(table.select()).all())
+
+
+def test_the_migrations_make_exactly_the_tables_that_the_code_uses(store):
+    with store.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_several_processes_may_migrate_at_once(store_url):
+    def migrate(_):
+        store = Store(store_url)
+        store.migrate()
+        store.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(migrate, range(4)))
+    store = Store(store_url)
+    assert store.services() == {}
+    store.close()
+
+
+def test_rows_written_twice_count_once(store):
+    rows = [exposure(f"r{number}", "u") for number in range(100)]
+    store.add_exposures(rows[:60])
+    store.add_exposures(rows[40:])
+    store.add_exposures([])
+    assert count(store, exposures) == 100
+    store.add_outcomes([outcome("r1", 1.0), outcome("r1", 1.0), outcome("r2", 0.0)])
+    store.add_outcomes([outcome("r1", 0.0), outcome("r1", 0.5, metric="thumbs")])
+    assert count(store, outcomes) == 3
+
+
+def test_a_client_id_keeps_outcomes_of_one_request_apart(store):
+    rows = [outcome("r1", 1.0, client_id="a"), outcome("r1", 0.0, client_id="b")]
+    store.add_outcomes(rows + rows)
+    assert count(store, outcomes) == 2
+
+
+def test_writers_in_parallel_lose_nothing(store):
+    def write(part):
+        for start in range(0, 200, 20):
+            store.add_exposures([exposure(f"{part}-{start + number}", "u") for number in range(20)])
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(write, range(6)))
+    assert count(store, exposures) == 1200
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, True])
+def test_a_value_that_is_no_number_is_refused(value):
+    with pytest.raises(ValueError, match="finite"):
+        outcome("r1", value)
+
+
+def test_a_bad_row_refuses_the_whole_batch(store):
+    with pytest.raises(ValueError, match="exposures: no column colour"):
+        store.add_exposures([exposure("r1", "u"), exposure("r2", "u", colour="red")])
+    with pytest.raises(ValueError, match="unit: missing"):
+        store.add_exposures([exposure("r1", "u"), exposure("r2", None)])
+    with pytest.raises(ValueError, match="finite"):
+        store.add_outcomes([{**outcome("r1", 1.0), "value": math.nan}])
+    assert count(store, exposures) == count(store, outcomes) == 0
+
+
+def test_text_of_any_kind_is_data_and_never_sql(store):
+    unit = "Robert'); DROP TABLE exposures;-- 用户 🚀"
+    store.add_exposures([exposure("r1", unit)])
+    assert count(store, exposures) == 1
+    with store.engine.connect() as connection:
+        assert connection.execute(exposures.select()).mappings().one()["unit"] == unit
+
+
+def test_services_keep_their_state_when_their_configuration_changes(store):
+    assert store.put_service("svc", {"a": 1}, now=1.0)
+    store.put_state("svc", {"phase": "serving"})
+    assert not store.put_service("svc", {"a": 1}, now=2.0)
+    assert store.put_service("svc", {"a": 2}, now=3.0)
+    row = store.services()["svc"]
+    assert row == {"config": {"a": 2}, "state": {"phase": "serving"}, "created_at": 1.0, "updated_at": 3.0}
+
+
+def test_replicas_are_replaced_and_forgotten(store):
+    row = {
+        "replica_id": "a",
+        "app": "svc",
+        "service": "svc",
+        "revision": "x",
+        "loaded": {"1": "ready"},
+        "at": 1.0,
+    }
+    store.put_replica(row)
+    store.put_replica({**row, "revision": "y", "at": 2.0})
+    store.put_replica({**row, "replica_id": "b", "at": 9.0})
+    assert [each["revision"] for each in store.replicas("svc")] == ["y", "x"]
+    store.forget_replicas(before=5.0)
+    assert [each["replica_id"] for each in store.replicas("svc")] == ["b"]
+
+
+def test_a_trial_is_opened_decided_and_closed_once(store):
+    made = trial()
+    store.open_trial(made)
+    store.open_trial(trial())
+    assert store.latest_trial("svc") == made
+    store.mark_step("svc-1", "alias:champion")
+    store.mark_step("svc-1", "alias:champion")
+    assert store.latest_trial("svc").steps == ("alias:champion",)
+
+    judgement = Judgement("promote", "better", 1.0, 1.0, UNDEFINED, UNDEFINED)
+    evidence = Evidence(20.0, (ArmEvidence.empty("champion", "1"), ArmEvidence.empty("challenger", "2")))
+    decision = Decision("svc-1", "svc-1", "svc", "promote", "better", "me", evidence, judgement, 20.0)
+    store.decide(decision)
+    store.decide(Decision("svc-1", "svc-1", "svc", "roll_back", "worse", "me", evidence, judgement, 30.0))
+    assert store.decision("svc-1").to_json() == decision.to_json()
+    assert store.decision("svc-2") is None
+    store.close_trial(decision)
+    closed = store.latest_trial("svc")
+    assert (closed.state, closed.verdict, closed.closed_at) == ("closed", "promote", 20.0)
+    store.open_trial(trial(2))
+    assert [each.id for each in store.trials("svc")] == ["svc-1", "svc-2"]
+
+
+def test_looks_are_kept_by_number_of_units(store):
+    store.open_trial(trial())
+    judgement = Judgement(None, "wait", 1.0, 1.0, UNDEFINED, UNDEFINED)
+    for units in (20, 10, 20):
+        store.add_look(Look("svc-1", units, 1.0, {"champion": units}, judgement))
+    assert [look.units for look in store.looks("svc-1")] == [10, 20]
+    assert store.looks("svc-1")[0].exposures == {"champion": 10}
+    assert (store.last_look_units("svc-1"), store.last_look_units("svc-9")) == (20, 0)
+
+
+def test_evidence_is_grouped_by_unit_and_by_the_assigned_arm(store):
+    store.add_exposures(
+        [
+            exposure("r1", "ann"),
+            exposure("r2", "ann"),
+            exposure("r3", "bob"),
+            exposure("r4", "cat", "challenger", fallback=True),
+            exposure("r5", "dan", "challenger", status=500, error="boom"),
+            exposure("r6", "dan", "challenger", status=499, error="client disconnected"),
+            exposure("r7", "eve", "challenger", status=200, error="stream cut"),
+            exposure("r8", "fay", trial_id="svc-2"),
+        ]
+    )
+    values = {"r1": 1.0, "r2": 0.0, "r4": 1.0, "r5": 1.0, "r8": 1.0, "unknown": 1.0}
+    store.add_outcomes([outcome(request_id, value) for request_id, value in values.items()])
+    store.add_outcomes([outcome("r3", 1.0, metric="other"), outcome("r3", 7.0)])
+    found = store.evidence(trial(), now=5.0)
+    assert found.taken_at == 5.0
+    assert found.ignored_outcomes == 1
+    assert found.arms == (
+        ArmEvidence("champion", "1", 2, 2, 3, 3, 0, 0, 2, ArmStats(2, 0.5, 0.25)),
+        ArmEvidence("challenger", "2", 3, 1, 4, 1, 2, 1, 1, ArmStats(1, 1.0, 1.0)),
+    )
+
+
+def test_a_missing_outcome_is_zero_or_left_out_as_the_metric_says(store):
+    store.add_exposures([exposure("r1", "ann"), exposure("r2", "bob"), exposure("r3", "bob")])
+    store.add_outcomes([outcome("r2", 4.0)])
+    rule = {"type": "mean", "missing": "zero"}
+    assert store.evidence(trial(metric=rule), now=1.0).arm("champion").stats == ArmStats(2, 2.0, 4.0)
+    rule = {"type": "mean", "missing": "exclude"}
+    assert store.evidence(trial(metric=rule), now=1.0).arm("champion").stats == ArmStats(1, 4.0, 16.0)
+
+
+def test_a_trial_that_nobody_was_in_has_empty_evidence(store):
+    assert store.evidence(trial(), now=1.0).units == 0
+
+
+@pytest.mark.parametrize("url", ["mysql://root@h/d", "nonsense", "sqlite://", "oracle://h"])
+def test_another_kind_of_database_is_refused_in_one_line(url):
+    with pytest.raises(UserError, match="SEATRIAL_STORE_URL") as error:
+        Store(url)
+    assert "\n" not in str(error.value)
+
+
+def test_a_database_that_is_away_is_worth_another_try():
+    store = Store("postgresql+psycopg://nobody:secret@127.0.0.1:9/none")
+    with pytest.raises(RetryableError, match="store:") as error:
+        store.services()
+    assert "secret" not in str(error.value)
+    store.close()
+
+
+WRITER = """
+import sys
+from seatrial.store import Store, outcome_row
+store = Store(sys.argv[1])
+for number in range(100_000):
+    store.add_outcomes([outcome_row("svc", f"r{number}", "resolved", 1.0, now=1.0)])
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_what_was_acknowledged_survives_a_kill(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    store = Store(url)
+    store.migrate()
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, url], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    acknowledged = [int(writer.stdout.readline()) for _ in range(50)]
+    os.kill(writer.pid, signal.SIGKILL)
+    acknowledged += [int(line) for line in writer.stdout.read().split()]
+    writer.wait(10)
+    writer.stdout.close()
+    assert count(store, outcomes) >= len(acknowledged)
+    store.close()
