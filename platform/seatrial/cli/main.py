@@ -123,7 +123,7 @@ def main(arguments: list[str]) -> int:
         said = error.format_message().replace("\n", " ").rstrip(".")
         _complain(f"{said}. See `{_help_of(error)}`.")
         return error.exit_code
-    except (typer.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):  # an ordinary Ctrl-C comes as exit code 130 below
         _complain("interrupted")
         return 130
     except Exception as error:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from seatrial.cli.output import pairs, say
+from seatrial.cli.output import complain, pairs, say
 from seatrial.cli.where import HomeOption, home_of_new
 from seatrial.stack import launch
 from seatrial.stack.ports import Ports
@@ -49,10 +49,16 @@ def command(
         return
     chosen = Ports(mlflow_port, ray_port, dashboard_port, serve_port, controller_port)
     say(f"starting in {where}")
-    ready = launch.up(
-        where, chosen, ray_cpus, lambda part: say(f"{part.name:<10}  ready after {part.seconds:.1f} s")
-    )
+    try:
+        ready = launch.up(where, chosen, ray_cpus, _tell)
+    except KeyboardInterrupt:
+        complain("interrupted: everything that was started is ended")
+        raise typer.Exit(130) from None
     _show(ready)
+
+
+def _tell(part: launch.Ready) -> None:
+    say(f"{part.name:<10}  ready after {part.seconds:.1f} s")
 
 
 def _show(stack: State) -> None:

@@ -29,7 +29,8 @@ class Probe:
             with _DIRECT.open(request, timeout=timeout_s) as answer:
                 return None if answer.status == 200 else f"{self.url} answers {answer.status}"
         except urllib.error.HTTPError as error:
-            return f"{self.url} answers {error.code}{_said(error)}"
+            with error:
+                return f"{self.url} answers {error.code}{_said(error)}"
         except urllib.error.URLError as error:
             return f"{self.url} does not answer ({error.reason})"
         except (OSError, ValueError) as error:  # reset, timeout, not HTTP at all

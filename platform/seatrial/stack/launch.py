@@ -83,7 +83,7 @@ def down(home: Path) -> int:
         return 0
     if found.phase == "starting" and (starter := processes.alive(found.owner)) is not None:
         starter.terminate()  # it takes back what it started
-        psutil.wait_procs([starter], timeout=3 * processes.GRACE_S)
+        processes.wait_gone([starter], 3 * processes.GRACE_S)
         found = state.read(home) or found
     count = processes.end(found)
     _sweep(home, found)

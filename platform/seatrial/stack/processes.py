@@ -59,16 +59,16 @@ def end(state: State, grace_s: float = GRACE_S) -> int:
     count = len(find(state))
     leaders = [process for member in reversed(state.members) if (process := alive(member)) is not None]
     _signal(leaders, kill=False)
-    _wait(leaders, grace_s)
+    wait_gone(leaders, grace_s)
     rest = find(state)
     _signal(rest, kill=False)
-    _wait(rest, grace_s / 4)
+    wait_gone(rest, grace_s / 4)
     for _ in range(KILL_ROUNDS):  # a dying parent may have started one more
         rest = find(state)
         if not rest:
             return count
         _signal(rest, kill=True)
-        _wait(rest, grace_s / 4)
+        wait_gone(rest, grace_s / 4)
     if rest := find(state):
         pids = ", ".join(str(process.pid) for process in rest)
         raise SeatrialError(
@@ -148,8 +148,8 @@ def _signal(processes: Iterable[psutil.Process], *, kill: bool) -> None:
             ) from error
 
 
-def _wait(processes: Sequence[psutil.Process], timeout_s: float) -> None:
-    """Until none of them runs; zombies whose parent is slow to collect them count as ended."""
+def wait_gone(processes: Sequence[psutil.Process], timeout_s: float) -> None:
+    """Wait until none of them runs; zombies whose parent is slow to collect them count as ended."""
     deadline = time.monotonic() + timeout_s
     waiting = list(processes)
     while waiting and time.monotonic() < deadline:
