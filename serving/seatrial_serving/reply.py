@@ -113,13 +113,13 @@ class Reply:
         }
 
     def _outcome(self) -> tuple[int, str | None, float | None]:
-        """Status, error and time to the first token. A failure has no first token, so it is no exposure."""
+        """Status, error and time to the first token. An answer with an error is a failure, no exposure."""
         if self._error is not None and self._error.startswith("data:"):
-            return 500, self._error, None
+            return 500, self._error, self._ttft_s  # it broke off: the status line had promised better
         if self._error is None and self._status >= 400:
             return self._status, self._last[:MAX_ERROR_CHARS].decode("utf-8", "replace"), None
         if self._ttft_s is not None and self._status < 400:
-            return self._status, None, self._ttft_s  # the reader saw a first token, whatever came after
+            return self._status, None, self._ttft_s  # also when the reader left before the end
         return self._status or 499, self._error, None
 
     def _headers(self) -> list[Header]:

@@ -1,0 +1,219 @@
+"""When versions are loaded, when the table changes, and what a failure leaves untouched."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seatrial.config.service import HttpSection
+from seatrial.errors import UserError
+from seatrial.registry import versions
+from seatrial_serving.adapters import Loader
+from seatrial_serving.live import Live, Rules
+from seatrial_serving.table import Table
+
+BASE = versions.BaseRef(ref="base", digest="b" * 64)
+HTTP = HttpSection(allow_anonymous=True)
+
+
+class Engine:
+    """Notes what it is told. ``gate`` holds up loading, ``broken`` versions do not load."""
+
+    max_lora_rank = 16
+    base_digest = BASE.digest
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.broken: set[str] = set()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def load(self, version: str, folder: Path) -> None:
+        await self.gate.wait()
+        self.calls.append(f"load {version}")
+
+    async def unload(self, version: str) -> None:
+        self.calls.append(f"unload {version}")
+
+    async def warm(self, version: str, app: str | None) -> None:
+        self.calls.append(f"warm {version}" + (f" in {app}" if app else ""))
+        if version in self.broken:
+            raise UserError("no answer")
+
+
+class World:
+    """A loader over folders that hold real manifests."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.cache = tmp_path
+        self.engine = Engine()
+        self.live = Live(Table("svc"), Rules.of(HTTP, model_tokens=512, max_in_flight=8))
+        self.reports: list[tuple[dict[str, str], str]] = []
+        self.http: list[HttpSection] = []
+        self.loader = Loader(
+            "svc",
+            self.engine,
+            self.live,
+            self.cache,
+            set_http=self.http.append,
+            report=lambda states, revision: self.reports.append((states, revision)),
+            birth_wait_s=0.1,
+        )
+
+    def version(self, number: str, *, base: versions.BaseRef | None = BASE, rank: int = 8) -> dict[str, Any]:
+        folder = self.cache / f"making-{number}"
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text(json.dumps({"r": rank, "number": number}))
+        manifest = versions.write_manifest(folder, kind="adapter", method="lora", base=base)
+        folder.rename(self.cache / f"sha256-{manifest.digest}")
+        return {"version": number, "kind": "adapter", "digest": manifest.digest}
+
+    async def configure(self, revision: str, preload: list[dict[str, Any]], **aliases: str) -> None:
+        arms = [{"name": name, "version": version, "weight": 0.5} for name, version in aliases.items()]
+        trial = {"id": "t", "seed": "t", "coverage": 1.0, "arms": arms} if len(arms) == 2 else None
+        traffic = {"aliases": aliases, "trial": trial} if aliases else None
+        await self.loader.reconfigure(
+            {"service": "svc", "revision": revision, "preload": preload, "traffic": traffic}
+        )
+
+    async def settle(self) -> None:
+        for _ in range(200):
+            await asyncio.sleep(0.01)
+            if not any(state == "loading" for state in self.reports[-1][0].values()):
+                return
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+async def test_at_birth_everything_is_loaded_and_warm_before_the_replica_is_healthy(world: World) -> None:
+    await world.configure("r1", [world.version("6"), world.version("7")], champion="6", challenger="7")
+    assert world.engine.calls == ["load 6", "warm 6", "load 7", "warm 7"]
+    assert world.live.table.revision == "r1"
+    assert world.reports[-1] == ({"6": "ready", "7": "ready"}, "r1")
+
+
+async def test_later_configs_return_at_once_and_the_old_table_serves_until_all_is_ready(world: World) -> None:
+    six, seven = world.version("6"), world.version("7")
+    await world.configure("r1", [six], champion="6")
+    world.engine.gate.clear()
+    await asyncio.wait_for(world.configure("r2", [six, seven], champion="6", challenger="7"), 0.5)
+    await asyncio.sleep(0.05)
+    assert world.live.table.revision == "r1"
+    assert world.reports[-1] == ({"6": "ready", "7": "loading"}, "r1")
+    world.engine.gate.set()
+    await world.settle()
+    assert world.live.table.revision == "r2"
+    assert world.reports[-1] == ({"6": "ready", "7": "ready"}, "r2")
+
+
+async def test_a_table_whose_versions_are_loaded_is_in_force_at_once(world: World) -> None:
+    both = [world.version("6"), world.version("7")]
+    await world.configure("r1", both, champion="6")
+    await world.configure("r2", both, champion="7")
+    assert world.live.table.revision == "r2"
+
+
+async def test_a_version_that_does_not_load_is_reported_and_changes_nothing(world: World) -> None:
+    six, seven = world.version("6"), world.version("7")
+    await world.configure("r1", [six], champion="6")
+    world.engine.broken.add("7")
+    await world.configure("r2", [six, seven], champion="6", challenger="7")
+    await world.settle()
+    assert world.live.table.revision == "r1"
+    assert world.reports[-1] == ({"6": "ready", "7": "error: no answer"}, "r1")
+    assert "unload 7" in world.engine.calls
+    await world.configure("r3", [six], champion="6")
+    await world.settle()
+    assert world.live.table.revision == "r3"
+
+
+async def test_changed_files_are_refused(world: World) -> None:
+    six, seven = world.version("6"), world.version("7")
+    await world.configure("r1", [six], champion="6")
+    (world.cache / f"sha256-{seven['digest']}" / "adapter_config.json").write_text('{"r": 8, "more": 1}')
+    await world.configure("r2", [six, seven], champion="6", challenger="7")
+    await world.settle()
+    assert "was changed after registration" in world.reports[-1][0]["7"]
+    assert "load 7" not in world.engine.calls
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"base": versions.BaseRef(ref="other", digest="c" * 64)}, "trained on other"),
+        ({"base": None}, "trained on no base"),
+        ({"rank": 32}, "rank 32: set engine.max_lora_rank"),
+    ],
+)
+async def test_an_adapter_that_does_not_fit_this_engine_is_refused(
+    world: World, wrong: dict[str, Any], reason: str
+) -> None:
+    six, seven = world.version("6"), world.version("7", **wrong)
+    await world.configure("r1", [six, seven], champion="6")
+    assert reason in world.reports[-1][0]["7"]
+    assert world.live.table.revision == "r1"
+    assert "load 7" not in world.engine.calls
+
+
+async def test_without_its_champion_a_replica_is_not_born(world: World) -> None:
+    world.engine.broken.add("6")
+    with pytest.raises(UserError, match="champion: error: no answer"):
+        await world.configure("r1", [world.version("6")], champion="6")
+    assert world.reports[-1][0] == {"6": "error: no answer"}
+
+
+async def test_a_replica_is_born_without_traffic_before_there_is_a_champion(world: World) -> None:
+    await world.configure("r1", [])
+    assert world.live.table.revision == "r1"
+
+
+async def test_an_unwanted_version_leaves_when_its_last_request_is_over(world: World) -> None:
+    six, seven = world.version("6"), world.version("7")
+    await world.configure("r1", [six, seven], champion="6")
+    world.live.in_flight["6"] = 1
+    await world.configure("r2", [seven], champion="7")
+    await asyncio.sleep(0.1)
+    assert "6" not in world.live.ready, "nobody new gets it"
+    assert "unload 6" not in world.engine.calls
+    world.live.in_flight["6"] = 0
+    await asyncio.sleep(0.7)
+    assert "unload 6" in world.engine.calls
+    assert world.reports[-1][0] == {"7": "ready"}
+
+
+async def test_a_full_model_is_warmed_in_its_own_application(world: World) -> None:
+    full = {"version": "8", "kind": "full", "digest": "d" * 64, "app": "svc--v8"}
+    await world.configure("r1", [full], champion="8")
+    assert world.engine.calls == ["warm 8 in svc--v8"]
+    assert world.live.ready == {"8": "svc--v8"}
+
+
+async def test_rules_change_without_a_restart(world: World) -> None:
+    config = {"service": "svc", "revision": "r1", "preload": [], "traffic": None}
+    await world.loader.reconfigure({**config, "http": {"allow_anonymous": True, "max_n": 2}})
+    assert world.http[-1].max_n == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"service": "other"},
+        {"preload": [{"version": "latest"}]},
+        {"traffic": {"aliases": {}, "trial": {"id": "t"}}},
+        {"http": {"max_n": 0}},
+    ],
+)
+async def test_a_config_that_is_none_is_refused_and_the_old_one_stays(
+    world: World, wrong: dict[str, Any]
+) -> None:
+    await world.configure("r1", [world.version("6")], champion="6")
+    with pytest.raises((ValueError, KeyError)):
+        await world.loader.reconfigure({"service": "svc", "revision": "r2", **wrong})
+    assert world.live.table.revision == "r1"

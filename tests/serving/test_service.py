@@ -1,0 +1,427 @@
+"""A service as users meet it: Ray Serve, HAProxy, vLLM, MLflow and the store, none of them pretended."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+from sqlalchemy import text
+
+from seatrial.store import Store
+from tests.serving import stage
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SERVICE = "svc"
+FULL = f"{SERVICE}--v4"
+MESSAGES = [{"role": "user", "content": "Where does the ship sail?"}]
+
+
+@dataclass
+class Stand:
+    """The running service, and what it was made of."""
+
+    cluster: stage.Cluster
+    store: Store
+    base: Path
+    adapters: list[tuple[str, str]]
+    full: tuple[str, str]
+    mlflow_url: str
+    revision: int = 1
+    is_full_deployed: bool = False
+
+    def configure(self, made: list[tuple[str, str]], *, wait: bool = True, **changes: Any) -> str:
+        """Send a new user_config, and wait until the replica has it in force."""
+        self.revision += 1
+        revision = f"r{self.revision}"
+        full = changes.pop("full", False)
+        config = stage.user_config(SERVICE, made, revision=revision, **changes)
+        if full:
+            config["preload"][-1] |= {"kind": "full", "app": FULL}
+        self.put(config)
+        if wait:
+            stage.wait_until(lambda: self.replica()["revision"] == revision, 90, f"revision {revision}")
+        return revision
+
+    def put(self, config: dict[str, Any]) -> None:
+        apps = [stage.application(SERVICE, ENGINE | {"base": str(self.base)}, config)]
+        if self.is_full_deployed:
+            args = apps[0]["args"] | {"version": self.full[0], "digest": self.full[1]}
+            path = "seatrial_serving.engine:build_full"
+            apps.append({"name": FULL, "route_prefix": None, "import_path": path, "args": args})
+        self.cluster.put(apps)
+
+    def replica(self) -> dict[str, Any]:
+        """The newest status row, with `loaded` read."""
+        with self.store.engine.connect() as connection:
+            row = (
+                connection.execute(text("select * from replicas order by at desc limit 1")).mappings().first()
+            )
+        return {**row, "loaded": json.loads(row["loaded"])} if row else {"revision": "", "loaded": {}}
+
+    def exposures(self, expected: int, **where: Any) -> list[dict[str, Any]]:
+        """The exposures, as soon as ``expected`` of them are there."""
+        filters = " and ".join(f"{name} = :{name}" for name in where) or "1 = 1"
+
+        def read() -> list[dict[str, Any]]:
+            with self.store.engine.connect() as connection:
+                found = connection.execute(text(f"select * from exposures where {filters}"), where)  # noqa: S608
+                return [dict(row) for row in found.mappings()]
+
+        stage.wait_until(lambda: len(read()) >= expected, 20, f"{expected} exposures")
+        return read()
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        """An ordinary client."""
+        options = {"api_key": stage.KEY, "max_retries": 0, "timeout": 60.0, **options}
+        return openai.OpenAI(base_url=f"{self.cluster.serve_url}/v1", **options)
+
+
+ENGINE = {"device": "cpu", "max_num_seqs": 16, "kv_cache_gib": 0.25, "max_model_len": 256}
+
+
+@pytest.fixture(scope="module")
+def stand(mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    from seatrial.registry import versions
+
+    folder = tmp_path_factory.mktemp("service")
+    base = stage.make_base(folder / "base")
+    ref = versions.BaseRef(ref=str(base), digest=versions.folder_digest(base))
+    adapters = []
+    for seed in (1, 2, 3):
+        path = stage.make_adapter(base, folder / f"adapter{seed}", seed=seed)
+        made = stage.register(mlflow_uri, SERVICE, path, kind="adapter", method="lora", base=ref, rank=8)
+        adapters.append(made)
+    whole = stage.make_base(folder / "whole", layers=2, seed=4)
+    full = stage.register(mlflow_uri, SERVICE, whole, kind="full", method="full")
+    assert [version for version, _ in [*adapters, full]] == ["1", "2", "3", "4"]
+    with stage.ray_cluster(folder / "ray", {"MLFLOW_TRACKING_URI": mlflow_uri}) as cluster:
+        store = Store(f"sqlite:///{cluster.home / 'store.db'}")
+        store.migrate()
+        made = Stand(cluster, store, base, adapters, full, mlflow_uri)
+        made.put(stage.user_config(SERVICE, adapters[:2], revision="r1"))
+        cluster.wait_running(SERVICE)
+        yield made
+        store.close()
+
+
+def test_every_user_keeps_an_arm_and_each_arm_answers_differently(stand: Stand) -> None:
+    client = stand.client()
+    seen: dict[str, set[tuple[str, str]]] = collections.defaultdict(set)
+    for index in range(24):
+        answer = client.chat.completions.with_raw_response.create(
+            model=SERVICE, messages=MESSAGES, user=f"reader-{index % 12}", max_tokens=12, temperature=0
+        )
+        version = answer.headers["x-seatrial-version"]
+        body = answer.parse()
+        assert body.model == f"{SERVICE}@{version}"
+        assert body.id == f"chatcmpl-{answer.headers['x-seatrial-request-id']}"
+        assert answer.headers["x-seatrial-trial"] == "svc-1"
+        assert body.usage.completion_tokens == 12
+        seen[f"reader-{index % 12}"].add((answer.headers["x-seatrial-arm"], version))
+    assert all(len(arms) == 1 for arms in seen.values())
+    assert {arm for arms in seen.values() for arm in arms} == {("champion", "1"), ("challenger", "2")}
+    rows = stand.exposures(24, trial_id="svc-1")
+    assert len(rows) == 24
+    assert {(row["arm"], row["served_version"]) for row in rows} == {("champion", "1"), ("challenger", "2")}
+    assert all(row["status"] == 200 and row["completion_tokens"] == 12 for row in rows)
+    answers = {model: text_of(client, f"{SERVICE}@{model}") for model in ("1", "2", "champion", "challenger")}
+    assert answers["1"] == answers["champion"] != answers["challenger"] == answers["2"]
+
+
+def text_of(client: openai.OpenAI, model: str) -> str:
+    answer = client.chat.completions.create(model=model, messages=MESSAGES, max_tokens=12, temperature=0)
+    assert answer.model == model.replace("champion", "1").replace("challenger", "2")
+    return str(answer.choices[0].message.content)
+
+
+def test_streams_name_their_version_in_every_chunk_and_come_piece_by_piece(stand: Stand) -> None:
+    stream = stand.client().chat.completions.create(
+        model=SERVICE,
+        messages=MESSAGES,
+        user="streamer",
+        max_tokens=20,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"ignore_eos": True},
+    )
+    chunks = list(stream)
+    (model,) = {chunk.model for chunk in chunks}
+    assert model in ("svc@1", "svc@2")
+    assert len(chunks) > 10
+    assert chunks[-1].usage.completion_tokens == 20
+    request_id = chunks[0].id.removeprefix("chatcmpl-")
+    (row,) = stand.exposures(1, request_id=request_id)
+    assert row["served_version"] == model[-1]
+    assert row["completion_tokens"] == 20
+    assert row["ttft_s"] < row["latency_s"]
+
+
+def test_text_completions_and_the_list_of_models(stand: Stand) -> None:
+    client = stand.client()
+    answer = client.completions.create(model=SERVICE, prompt="The ship", max_tokens=5)
+    assert answer.model in ("svc@1", "svc@2")
+    assert answer.id.startswith("cmpl-")
+    names = [card.id for card in client.models.list()]
+    assert names == ["svc", "svc@champion", "svc@challenger", "svc@1", "svc@2"]
+
+
+def test_errors_are_what_the_openai_client_expects(stand: Stand) -> None:
+    client = stand.client()
+    with pytest.raises(openai.AuthenticationError):
+        stand.client(api_key="sk-wrong").models.list()
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="svc@99", messages=MESSAGES)
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model=SERVICE, messages=MESSAGES, n=5)
+    assert refused.value.param == "n"
+    with pytest.raises(openai.BadRequestError) as unknown:
+        client.chat.completions.create(model=SERVICE, messages=MESSAGES, extra_body={"prompt_embeds": "AA"})
+    assert unknown.value.param == "prompt_embeds"
+    long = [{"role": "user", "content": "ship " * 400}]
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model=SERVICE, messages=long)
+    with httpx.Client(base_url=stand.cluster.serve_url) as http:
+        assert http.get("/health").status_code == 200
+        for path in ("/metrics", "/docs", "/openapi.json", "/version", "/tokenize"):
+            assert http.get(path, headers={"Authorization": f"Bearer {stage.KEY}"}).status_code == 404
+        big = {"model": SERVICE, "prompt": "x" * 300_000}
+        headers = {"Authorization": f"Bearer {stage.KEY}"}
+        assert http.post("/v1/completions", json=big, headers=headers).status_code == 413
+
+
+def test_a_request_without_max_tokens_gets_at_most_the_services(stand: Stand) -> None:
+    answer = stand.client().chat.completions.create(
+        model=SERVICE, messages=MESSAGES, extra_body={"ignore_eos": True}
+    )
+    assert answer.usage.completion_tokens == 64
+
+
+def test_outcomes_join_the_exposure_by_the_answers_id(stand: Stand) -> None:
+    answer = stand.client().chat.completions.create(
+        model=SERVICE, messages=MESSAGES, user="judge", max_tokens=4
+    )
+    body = {"request_id": answer.id, "metric": "resolved", "value": 1}
+    for _ in range(2):
+        sent = httpx.post(
+            f"{stand.cluster.serve_url}/v1/outcomes",
+            json=body,
+            headers={"Authorization": f"Bearer {stage.KEY}"},
+        )
+        assert sent.json() == {"accepted": 1, "rejected": []}
+    query = text(
+        "select count(*) from outcomes join exposures using (request_id) where request_id = :id and value = 1"
+    )
+
+    def count() -> int:
+        with stand.store.engine.connect() as connection:
+            return int(connection.execute(query, {"id": answer.id.removeprefix("chatcmpl-")}).scalar_one())
+
+    stage.wait_until(count, 20, "the outcome")
+    assert count() == 1
+
+
+def test_a_client_that_leaves_frees_the_engine(stand: Stand) -> None:
+    body = {"model": "svc@1", "prompt": "a", "max_tokens": 64, "ignore_eos": True, "stream": True}
+    headers = {"Authorization": f"Bearer {stage.KEY}"}
+    for _ in range(3):
+        with httpx.stream(
+            "POST", f"{stand.cluster.serve_url}/v1/completions", json=body, headers=headers
+        ) as answer:
+            next(answer.iter_raw())
+    began = time.perf_counter()
+    text_of(stand.client(), "svc@1")
+    assert time.perf_counter() - began < 10
+
+
+async def test_swapping_versions_under_load_fails_no_request(stand: Stand) -> None:
+    stop = asyncio.Event()
+    results: collections.Counter[Any] = collections.Counter()
+    made = stand.adapters
+
+    async def reader(http: httpx.AsyncClient, number: int) -> None:
+        turn = 0
+        while not stop.is_set():
+            turn += 1
+            body = {"model": SERVICE, "messages": MESSAGES, "max_tokens": 4, "user": f"{number}-{turn}"}
+            is_stream = turn % 2 == 0
+            try:
+                answer = await http.post("/v1/chat/completions", json={**body, "stream": is_stream})
+            except httpx.HTTPError as error:
+                results[repr(error)] += 1
+                continue
+            whole = answer.content.endswith(b"data: [DONE]\n\n") if is_stream else answer.json()["choices"]
+            results[answer.status_code if whole else "cut off"] += 1
+            results[f"version {answer.headers.get('x-seatrial-version')}"] += 1
+
+    headers = {"Authorization": f"Bearer {stage.KEY}"}
+    async with httpx.AsyncClient(base_url=stand.cluster.serve_url, headers=headers, timeout=60) as http:
+        readers = [asyncio.create_task(reader(http, number)) for number in range(6)]
+        await asyncio.sleep(2)
+        for preload, champion, challenger in (
+            (made, 0, 2),  # a new version comes while two serve
+            (made[1:], 1, None),  # the champion changes and its predecessor leaves
+            (made, 2, 0),  # and comes back
+            (made[:2], 0, 1),
+        ):
+            await asyncio.to_thread(stand.configure, preload, champion=champion, challenger=challenger)
+            await asyncio.sleep(1.5)
+        stop.set()
+        await asyncio.gather(*readers)
+    print(dict(results))
+    versions = {name: count for name, count in results.items() if str(name).startswith("version")}
+    assert set(versions) == {"version 1", "version 2", "version 3"}
+    assert results[200] == sum(versions.values()) > 50
+    assert not [name for name in results if name != 200 and name not in versions], results
+
+
+def test_a_tampered_version_is_refused_and_the_service_goes_on(stand: Stand) -> None:
+    from mlflow import MlflowClient
+
+    version, _ = stand.adapters[2]
+    client = MlflowClient(tracking_uri=stand.mlflow_url, registry_uri=stand.mlflow_url)
+    record = client.get_model_version(SERVICE, version)
+    broken = stand.base.parent / "broken"
+    stage.copy_of(stand.base.parent / "adapter3", broken)
+    weights = broken / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    (broken / "seatrial.json").write_text((stand.base.parent / "adapter3" / "seatrial.json").read_text())
+    client.log_artifacts(record.run_id, str(broken), "other")
+    artifacts = client.get_run(record.run_id).info.artifact_uri
+    fake = client.create_model_version(
+        SERVICE, f"{artifacts}/other", record.run_id, tags={"seatrial.digest": "f" * 64}
+    )
+    before = stand.replica()["revision"]
+    stand.configure(
+        [*stand.adapters[:2], (str(fake.version), "f" * 64)], challenger=2, wait=False, champion=0
+    )
+    state = stage.wait_until(
+        lambda: (s := stand.replica()["loaded"].get(str(fake.version), "")).startswith("error") and s,
+        60,
+        "the refusal",
+    )
+    assert "adapter_model.safetensors" in state
+    assert stand.replica()["revision"] == before, "the old table stays in force"
+    assert text_of(stand.client(), "svc@1")
+    assert stand.client().chat.completions.create(model=SERVICE, messages=MESSAGES, max_tokens=2)
+    stand.configure(stand.adapters[:2])
+
+
+def test_a_full_model_answers_in_an_application_of_its_own_and_its_loss_costs_no_request(
+    stand: Stand,
+) -> None:
+    stand.is_full_deployed = True
+    stand.configure([stand.adapters[0], stand.full], challenger=1, full=True, wait=False)
+    stand.cluster.wait_running(FULL)
+    revision = f"r{stand.revision}"
+    stage.wait_until(lambda: stand.replica()["revision"] == revision, 90, "the full model")
+    client = stand.client()
+    pinned = client.chat.completions.create(model="svc@4", messages=MESSAGES, max_tokens=8, temperature=0)
+    assert pinned.model == "svc@4"
+    assert pinned.choices[0].message.content != text_of(client, "svc@1")
+    stream = client.chat.completions.create(model="svc@4", messages=MESSAGES, max_tokens=8, stream=True)
+    assert {chunk.model for chunk in stream} == {"svc@4"}
+    seen = set()
+    for number in range(12):
+        answer = client.chat.completions.create(
+            model=SERVICE, messages=MESSAGES, user=f"full-{number}", max_tokens=4
+        )
+        seen.add(answer.model)
+    assert seen == {"svc@1", "svc@4"}
+
+    stand.is_full_deployed = False
+    stand.put(
+        stage.user_config(SERVICE, [stand.adapters[0], stand.full], revision=revision, challenger=1)
+        | {"preload": preload_of(stand)}
+    )
+    stage.wait_until(lambda: not stand.cluster.application(FULL), 120, "the end of the full model")
+    models = {
+        client.chat.completions.create(
+            model=SERVICE, messages=MESSAGES, user=f"full-{number}", max_tokens=4
+        ).model
+        for number in range(12)
+    }
+    assert models == {"svc@1"}, "its users are answered by the champion"
+    stand.configure(stand.adapters[:2])
+
+
+def preload_of(stand: Stand) -> list[dict[str, Any]]:
+    (one, one_digest), (four, four_digest) = stand.adapters[0], stand.full
+    return [
+        {"version": one, "kind": "adapter", "digest": one_digest},
+        {"version": four, "kind": "full", "digest": four_digest, "app": FULL},
+    ]
+
+
+def test_a_base_that_is_not_there_is_refused_before_an_engine_starts(stand: Stand) -> None:
+    config = stage.user_config(SERVICE, stand.adapters[:2], revision=f"r{stand.revision}")
+    apps = [stage.application(SERVICE, ENGINE | {"base": str(stand.base)}, config)]
+    for name, base in (("nowhere", "/nowhere"), ("pickled", str(pickled(stand.base)))):
+        app = stage.application(name, ENGINE | {"base": base}, {"service": name})
+        apps.append({**app, "route_prefix": f"/{name}"})
+    stand.cluster.put(apps)
+    expected = {"nowhere": "no such directory", "pickled": "no .safetensors weights"}
+    for name, reason in expected.items():
+        found = stage.wait_until(
+            lambda name=name: (a := stand.cluster.application(name)).get("status") == "DEPLOY_FAILED" and a,
+            120,
+            name,
+        )
+        assert reason in found["message"]
+    stand.cluster.put(apps[:1])
+    assert text_of(stand.client(), "svc@1")
+
+
+def pickled(base: Path) -> Path:
+    folder = base.parent / "pickled"
+    folder.mkdir()
+    (folder / "config.json").write_text((base / "config.json").read_text())
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    return folder
+
+
+def test_without_mlflow_and_store_answers_continue_and_exposures_arrive_later(stand: Stand) -> None:
+    """The store's file is moved away and MLflow's process is stopped for a while."""
+    database = stand.cluster.home / "store.db"
+    stand.store.close()
+    server = mlflow_process(stand.mlflow_url)
+    aside = database.with_name("aside")
+    os.kill(server.pid, signal.SIGSTOP)
+    database.rename(aside)
+    database.mkdir()
+    try:
+        client = stand.client()
+        ids = []
+        for number in range(20):
+            answer = client.chat.completions.create(
+                model=SERVICE, messages=MESSAGES, user=f"alone-{number}", max_tokens=4
+            )
+            ids.append(answer.id.removeprefix("chatcmpl-"))
+        time.sleep(1)
+    finally:
+        database.rmdir()
+        aside.rename(database)
+        os.kill(server.pid, signal.SIGCONT)
+    for request_id in ids:
+        stand.exposures(1, request_id=request_id)
+
+
+def mlflow_process(url: str) -> psutil.Process:
+    port = url.rsplit(":", 1)[1]
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if "mlflow" in command and port in command:
+            return process
+    raise LookupError(url)

@@ -1,0 +1,338 @@
+"""The middleware around an ASGI app that answers like the engine, without the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from seatrial.config.service import HttpSection, KeySection
+from seatrial_serving.errors import App, HttpError, Receive, Scope, Send
+from seatrial_serving.live import Live, Rules
+from seatrial_serving.request import Head
+from seatrial_serving.table import Table
+from seatrial_serving.traffic import Traffic, UnreachableError
+from tests.serving.stage import KEY, KEY_SHA256
+from tests.serving.test_table import TRAFFIC
+
+HTTP = HttpSection(
+    keys=(KeySection(name="test", sha256=KEY_SHA256),),
+    max_body_bytes=2048,
+    max_tokens=32,
+    request_timeout_s=0.5,
+)
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+class Shelf:
+    """Keeps what a recorder is given."""
+
+    def __init__(self) -> None:
+        self.open: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
+        self.kept: list[dict[str, Any]] = []
+
+    def opened(self, row: dict[str, Any]) -> None:
+        self.open.append(row)
+
+    def exposed(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    async def outcomes(self, rows: list[dict[str, Any]]) -> None:
+        self.kept += rows
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with the body and headers that it was given, plus a usage block."""
+    body = json.loads((await receive())["body"])
+    headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+    answer = {"model": body["model"], "body": body, "headers": headers, "usage": {"completion_tokens": 5}}
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
+    )
+    await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
+
+
+def streaming(*chunks: bytes, after: Callable[[], Any] | None = None) -> App:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for chunk in chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        if after is not None:
+            await after()
+        await send({"type": "http.response.body", "body": b""})
+
+    return app
+
+
+async def nowhere(app: str, path: str, body: bytes, head: Head, receive: Receive, send: Send) -> None:
+    raise UnreachableError(f"{app} is down")
+
+
+def service(
+    engine: App = echo, *, ready: dict[str, str | None] | None = None, **rules: Any
+) -> tuple[Any, Shelf, Live]:
+    shelf = Shelf()
+    limits = {"model_tokens": 512, "max_in_flight": 4, **rules}
+    table = Table.from_json("svc", "r1", TRAFFIC)
+    live = Live(table, Rules.of(HTTP, **limits), ready or {"6": None, "7": None})
+    return Traffic(engine, live, shelf, nowhere), shelf, live  # type: ignore[arg-type]
+
+
+def client(app: App, key: str | None = KEY) -> httpx.AsyncClient:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://svc", headers=headers)  # type: ignore[arg-type]
+
+
+async def ask(app: App, **fields: Any) -> httpx.Response:
+    async with client(app) as http:
+        return await http.post("/v1/chat/completions", json={"model": "svc", "messages": MESSAGES, **fields})
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    error = answer.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    return dict(error)
+
+
+async def test_a_request_is_rewritten_and_its_answer_labelled() -> None:
+    app, shelf, _ = service()
+    answer = await ask(app, user="u1")
+    seen = answer.json()
+    version = answer.headers["x-seatrial-version"]
+    assert seen["model"] == f"svc@{version}"
+    assert seen["body"]["max_tokens"] == 32
+    assert seen["headers"]["x-request-id"] == answer.headers["x-seatrial-request-id"]
+    assert "authorization" not in seen["headers"], "the key stays in front of the engine"
+    assert answer.headers["x-seatrial-trial"] == "svc-3"
+    (row,) = shelf.rows
+    assert row["arm"] == answer.headers["x-seatrial-arm"]
+    assert (row["unit"], row["sticky"], row["status"], row["error"]) == ("u1", True, 200, None)
+    assert row["completion_tokens"] == 5
+    assert 0 < row["ttft_s"] <= row["latency_s"]
+
+
+async def test_a_clients_sane_request_id_is_kept_and_another_replaced() -> None:
+    app, _, _ = service()
+    async with client(app) as http:
+        for given, kept in (("order-17", True), ("a\tb", False), ("x" * 101, False), ("../../etc", False)):
+            answer = await http.post(
+                "/v1/chat/completions",
+                json={"model": "svc", "messages": MESSAGES},
+                headers={"X-Request-Id": given},
+            )
+            assert (answer.headers["x-seatrial-request-id"] == given) is kept
+
+
+async def test_pinned_requests_are_not_exposures() -> None:
+    app, shelf, _ = service()
+    answer = await ask(app, model="svc@7")
+    assert answer.headers["x-seatrial-version"] == "7"
+    assert "x-seatrial-arm" not in answer.headers
+    assert shelf.rows == []
+
+
+async def test_only_the_allowlist_answers() -> None:
+    app, _, _ = service()
+    async with client(app) as http:
+        for method, path in [
+            ("GET", "/metrics"),
+            ("GET", "/docs"),
+            ("GET", "/openapi.json"),
+            ("POST", "/v1/load_lora_adapter"),
+            ("POST", "/v1/embeddings"),
+            ("POST", "/tokenize"),
+            ("GET", "/v1/chat/completions"),
+            ("POST", "/v1/chat/completions/"),
+            ("POST", "//v1/chat/completions"),
+            ("OPTIONS", "/v1/models"),
+            ("DELETE", "/v1/models"),
+            ("GET", "/"),
+        ]:
+            answer = await http.request(method, path)
+            assert answer.status_code == 404, (method, path)
+            assert error_of(answer)["code"] == "unknown_route"
+
+
+async def test_every_route_but_health_needs_a_key() -> None:
+    async def healthy(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    app, _, _ = service(healthy)
+    for key in (None, "sk-wrong"):
+        async with client(app, key) as http:
+            for method, path in (
+                ("GET", "/v1/models"),
+                ("POST", "/v1/chat/completions"),
+                ("POST", "/v1/completions"),
+                ("POST", "/v1/outcomes"),
+                ("GET", "/metrics"),
+            ):
+                answer = await http.request(method, path)
+                assert answer.status_code == 401
+                assert error_of(answer)["type"] == "authentication_error"
+            assert (await http.get("/health")).status_code == 200
+
+
+async def test_bodies_are_limited_before_they_are_read_whole() -> None:
+    app, _, _ = service()
+
+    async def parts() -> Any:
+        for _ in range(10):
+            yield b"x" * 1000
+
+    async with client(app) as http:
+        for content in (b"x" * 2049, parts()):
+            answer = await http.post("/v1/completions", content=content)
+            assert answer.status_code == 413
+            assert error_of(answer)["param"] == "body"
+        for content in (b"", b"[]", b"{", b"\xff", b'"text"', b"[" * 2000):
+            answer = await http.post("/v1/completions", content=content)
+            assert answer.status_code == 400
+            assert error_of(answer)["code"] == "invalid_json"
+
+
+async def test_too_many_at_once_are_told_to_come_back() -> None:
+    gate = asyncio.Event()
+    app, _, _ = service(streaming(b"data: a\n\n", after=gate.wait))
+    waiting = [asyncio.create_task(ask(app)) for _ in range(4)]
+    await asyncio.sleep(0.05)
+    refused = await ask(app)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    gate.set()
+    assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {200}
+
+
+async def test_a_stream_is_passed_on_and_its_first_token_noted_when_it_leaves() -> None:
+    usage = b'data: {"usage":{"completion_tokens":3}}\n\n'
+    app, shelf, live = service(streaming(b"data: a\n\n", usage, b"data: [DONE]\n\n"))
+    answer = await ask(app, stream=True)
+    assert answer.content == b"data: a\n\n" + usage + b"data: [DONE]\n\n"
+    assert answer.headers["x-seatrial-version"] in ("6", "7")
+    assert len(shelf.open) == len(shelf.rows) == 1
+    assert shelf.rows[0]["completion_tokens"] == 3
+    assert live.in_flight.total() == 0
+
+
+async def test_a_stream_that_hangs_is_ended_with_an_error_event_and_is_a_failure() -> None:
+    app, shelf, _ = service(streaming(b"data: a\n\n", after=asyncio.Event().wait))
+    answer = await ask(app, stream=True)
+    assert b'"code":"timeout"' in answer.content
+    assert answer.content.endswith(b"data: [DONE]\n\n")
+    assert shelf.rows[0]["status"] == 500
+    assert "timeout" in shelf.rows[0]["error"]
+
+
+async def test_an_answer_that_never_begins_times_out_and_is_a_failure() -> None:
+    async def hang(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    app, shelf, live = service(hang)
+    answer = await ask(app)
+    assert answer.status_code == 504
+    assert error_of(answer)["code"] == "timeout"
+    assert (shelf.rows[0]["status"], shelf.rows[0]["ttft_s"]) == (504, None)
+    assert live.in_flight.total() == 0
+
+
+async def test_an_engine_that_breaks_is_a_failure_without_its_details() -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError("secret path /root/x")
+
+    app, shelf, _ = service(broken)
+    answer = await ask(app)
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert "secret" in shelf.rows[0]["error"]
+
+
+async def test_an_error_in_the_middle_of_a_stream_is_a_failure() -> None:
+    app, shelf, _ = service(streaming(b"data: a\n\n", b'data: {"error": {"message": "boom"}}\n\n'))
+    await ask(app, stream=True)
+    assert shelf.rows[0]["status"] == 500
+    assert "boom" in shelf.rows[0]["error"]
+
+
+async def test_a_client_that_goes_away_cancels_the_engines_work() -> None:
+    cancelled = asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    app, shelf, live = service(slow)
+    task = asyncio.create_task(ask(app))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert cancelled.is_set()
+    assert live.in_flight.total() == 0
+    assert shelf.rows[0]["error"] == "client disconnected"
+    assert (shelf.rows[0]["status"], shelf.rows[0]["ttft_s"]) == (499, None)
+
+
+async def test_a_version_that_cannot_be_reached_is_answered_by_the_champion_within_a_trial() -> None:
+    app, shelf, live = service(ready={"6": None, "7": "svc--v7"})
+    answers = [await ask(app, user=f"u{i}") for i in range(20)]
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.headers["x-seatrial-version"] for answer in answers} == {"6"}
+    lost = [row for row in shelf.rows if row["arm"] == "challenger"]
+    assert lost
+    assert all(row["fallback"] and row["assigned_version"] == "7" for row in lost)
+    pinned = await ask(app, model="svc@7")
+    assert (pinned.status_code, error_of(pinned)["code"]) == (503, "version_unavailable")
+    assert live.in_flight.total() == 0
+
+
+async def test_models_lists_what_can_be_asked_for() -> None:
+    app, _, _ = service()
+    async with client(app) as http:
+        cards = (await http.get("/v1/models")).json()["data"]
+    assert [card["id"] for card in cards] == ["svc", "svc@champion", "svc@challenger", "svc@6", "svc@7"]
+
+
+async def test_outcomes_are_taken_one_by_one() -> None:
+    app, shelf, _ = service()
+    async with client(app) as http:
+        one = await http.post(
+            "/v1/outcomes", json={"request_id": "chatcmpl-r1", "metric": "resolved", "value": True}
+        )
+        assert one.json() == {"accepted": 1, "rejected": []}
+        many = [
+            {"request_id": "r2", "metric": "thumbs", "value": 0.5, "id": "mine"},
+            {"request_id": "r3", "metric": "Thumbs!", "value": 1},
+            {"request_id": "r3", "metric": "thumbs", "value": "high"},
+            {"request_id": "r3", "metric": "thumbs", "value": 1, "extra": 1},
+            {"metric": "thumbs", "value": 1},
+        ]
+        mixed = (await http.post("/v1/outcomes", json={"outcomes": many})).json()
+        assert mixed["accepted"] == 1
+        assert [item["index"] for item in mixed["rejected"]] == [1, 2, 3, 4]
+        for wrong in ({}, {"outcomes": []}, {"outcomes": "all"}, {"outcomes": [many[0]] * 1001}):
+            answer = await http.post("/v1/outcomes", content=json.dumps(wrong))
+            assert answer.status_code in (400, 413)
+    assert [row["request_id"] for row in shelf.kept] == ["r1", "r2"]
+    assert shelf.kept[0]["value"] == 1.0
+
+
+async def test_errors_carry_the_request_id() -> None:
+    app, _, _ = service()
+    answer = await ask(app, n=99)
+    assert error_of(answer)["param"] == "n"
+    assert answer.headers["x-seatrial-request-id"]
+
+
+def test_an_http_error_is_openais_shape() -> None:
+    assert json.loads(HttpError(503, "m", code="c").body()) == {
+        "error": {"message": "m", "type": "server_error", "param": None, "code": "c"}
+    }
