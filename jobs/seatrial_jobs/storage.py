@@ -46,10 +46,9 @@ class Storage:
 
     def connect(self) -> tuple[Any, str]:
         """The pyarrow file system and the path of this place in it."""
-        import pyarrow.fs
+        from seatrial_jobs.objects import open_uri
 
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(self.uri)
-        return filesystem, path.rstrip("/")
+        return open_uri(self.uri)
 
     def read(self, name: str) -> bytes | None:
         """The bytes of a file; ``None`` when there is none."""

@@ -64,6 +64,7 @@ def fit(make_spec: Callable[[Any], Any], place: Storage, job_id: str) -> Any:
     on_gpu = _on_gpu(recipe)
     resources = {"CPU": recipe.resources.cpus_per_worker, **({"GPU": 1.0} if on_gpu else {})}
     _warn_if_too_small(recipe, resources)
+    filesystem, path = place.connect()
     trainer = TorchTrainer(
         partial(work, spec),
         scaling_config=ScalingConfig(
@@ -71,7 +72,8 @@ def fit(make_spec: Callable[[Any], Any], place: Storage, job_id: str) -> Any:
         ),
         run_config=RunConfig(
             name=job_id,
-            storage_path=place.uri,
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=recipe.run.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=recipe.run.keep_checkpoints),
             logging_config=LoggingConfig(log_level="WARNING"),
