@@ -1,0 +1,95 @@
+"""Packing: every token once, documents whole and apart, and an order that the step number fixes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seatrial_jobs.data.chat import IGNORED, Encoded
+from seatrial_jobs.data.pack import Packed, order, pack
+
+DOCUMENTS = st.lists(
+    st.lists(st.tuples(st.integers(1, 9), st.booleans()), max_size=40).map(
+        lambda tokens: Encoded([t for t, _ in tokens], [t if learnt else IGNORED for t, learnt in tokens])
+    ),
+    max_size=30,
+)
+
+
+def unpack(packed: Packed) -> list[tuple[list[int], list[int]]]:
+    """Documents found by their positions alone; the padding tail of a row comes out as zeros."""
+    found = []
+    for ids, labels, positions in zip(packed.input_ids, packed.labels, packed.position_ids, strict=True):
+        starts = [*np.flatnonzero(positions == 0), len(positions)]
+        for start, end in pairwise(starts):
+            assert positions[start:end].tolist() == list(range(end - start))
+            if ids[start]:
+                found.append((ids[start:end].tolist(), labels[start:end].tolist()))
+            else:
+                assert not ids[start:end].any()
+                assert (labels[start:end] == IGNORED).all()
+    return found
+
+
+@given(documents=DOCUMENTS, seq_tokens=st.integers(1, 48))
+def test_no_token_is_lost_positions_restart_and_labels_stay_on_their_tokens(
+    documents: list[Encoded], seq_tokens: int
+) -> None:
+    packed = pack(documents, seq_tokens)
+    expected = []
+    for document in documents:
+        if document.input_ids:
+            ids, labels = document.input_ids[:seq_tokens], document.labels[:seq_tokens]
+            expected.append((ids, [IGNORED, *labels[1:]]))
+    assert sorted(unpack(packed)) == sorted(expected)
+    assert packed.truncated == sum(len(document.input_ids) > seq_tokens for document in documents)
+    assert packed.documents == len(expected)
+    assert packed.tokens == sum(len(ids) for ids, _ in expected) == (packed.input_ids != 0).sum()
+    assert packed.label_tokens == (packed.labels != IGNORED).sum()
+
+
+@given(documents=DOCUMENTS)
+def test_the_same_documents_give_the_same_rows(documents: list[Encoded]) -> None:
+    first, second = pack(documents, 24), pack(documents, 24)
+    for name in ("input_ids", "labels", "position_ids"):
+        assert np.array_equal(getattr(first, name), getattr(second, name))
+        assert getattr(first, name).dtype == np.int32
+
+
+def test_rows_are_nearly_full() -> None:
+    lengths = np.random.default_rng(0).integers(5, 120, 3000)
+    packed = pack([Encoded([1] * int(n), [1] * int(n)) for n in lengths], 256)
+    assert packed.tokens / packed.input_ids.size > 0.99
+    assert packed.rows == packed.input_ids.shape[0]
+
+
+@given(
+    rows=st.integers(1, 40),
+    batch_rows=st.integers(1, 16),
+    seed=st.integers(-5, 2**40),
+    epoch=st.integers(0, 3),
+)
+def test_an_epoch_visits_every_row_once(rows: int, batch_rows: int, seed: int, epoch: int) -> None:
+    steps = -(-(epoch + 1) * rows // batch_rows)
+    visited = np.concatenate([order(rows, batch_rows, seed, step) for step in range(steps)])
+    assert sorted(visited[epoch * rows : (epoch + 1) * rows].tolist()) == list(range(rows))
+
+
+@given(step=st.integers(0, 10**6))
+def test_the_order_needs_no_step_before_it(step: int) -> None:
+    assert np.array_equal(order(1000, 8, 7, step), order(1000, 8, 7, step))
+    assert order(1000, 8, 7, step).shape == (8,)
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    assert order(100, 100, 0, 0).tolist() != order(100, 100, 0, 1).tolist()
+    assert order(100, 100, 0, 0).tolist() != order(100, 100, 1, 0).tolist()
+
+
+def test_no_rows_have_no_order() -> None:
+    with pytest.raises(ValueError, match="rows must be at least 1"):
+        order(0, 1, 0, 0)
