@@ -93,14 +93,13 @@ def test_a_followed_job_shows_its_run_first_and_nothing_twice(capsys: pytest.Cap
         follower.hear(f"run  {url}")
         follower.hear("step 1/2 loss 2.0")
         follower.hear(Event("progress", {"step": 1, "steps": 2, "loss": 2.0}))
-        follower.hear(Event("gate", {"passed": False, "reasons": ["loss 3 is above 2"]}))
-        for _ in range(2):
-            follower.hear(Event("registered", {"name": "helper", "version": "3"}))
+        follower.hear(Event("registered", {"name": "helper", "version": "3"}))
+        follower.hear("registered  models:/helper/3")
+        follower.hear(Event("run", {"url": url}))
     assert capsys.readouterr().out.splitlines() == [
         f"run        {url}",
         "step 1/2 loss 2.0",
-        "not registered: loss 3 is above 2",
-        "registered helper version 3",
+        "registered  models:/helper/3",
     ]
 
 

@@ -39,12 +39,6 @@ class PlainFollower:
     def _event(self, event: Event) -> None:
         if event.name == "run":
             self._once(f"run        {event.text('url')}")
-        elif event.name == "gate" and event.fields.get("passed") is False:
-            reasons = event.fields.get("reasons")
-            shown = "; ".join(map(str, reasons)) if isinstance(reasons, list) else str(reasons)
-            self._once(f"not registered: {shown}")
-        elif event.name == "registered":
-            self._once(f"registered {event.text('name')} version {event.text('version')}")
         else:
             self._progress(event)
 
@@ -59,7 +53,7 @@ class PlainFollower:
         return len(words) == 2 and words[0] == "run" and f"run        {words[1]}" in self._shown
 
     def _progress(self, event: Event) -> None:
-        """Numbers come in the job's own lines."""
+        """The job's own lines say what the other events say."""
 
     def _line(self, text: str) -> None:
         say(text)
