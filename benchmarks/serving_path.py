@@ -148,7 +148,7 @@ def ours(folder: Path, base: Path, adapters: list[Path]) -> Iterator[Target]:
         with stage.ray_cluster(folder / "ours", {"MLFLOW_TRACKING_URI": mlflow_url}) as cluster:
             Store(f"sqlite:///{cluster.home / 'store.db'}").migrate()
             cluster.put([stage.application(SERVICE, engine(base), stage.user_config(SERVICE, made))])
-            cluster.wait_running(SERVICE)
+            cluster.wait_running(SERVICE, timeout_s=600)
             yield Target(cluster.serve_url, (SERVICE,), {"Authorization": f"Bearer {stage.KEY}"})
 
 
@@ -169,7 +169,7 @@ def vllm_alone(folder: Path, base: Path, adapters: list[Path]) -> Iterator[Targe
     env = {**os.environ, **environment(ENGINE, device="cpu")}
     with stage.process(command, folder / "vllm.log", env):
         url = f"http://127.0.0.1:{port}"
-        stage.wait_until(lambda: stage.answers(f"{url}/health"), 240, "vLLM's server")
+        stage.wait_until(lambda: stage.answers(f"{url}/health"), 600, "vLLM's server")
         yield Target(url, tuple(names), {})
 
 
@@ -186,7 +186,7 @@ def ray_default(folder: Path, base: Path) -> Iterator[Target]:
     with stage.ray_cluster(folder / "default", {}, haproxy=False) as cluster:
         app = {"name": SERVICE, "route_prefix": "/", "import_path": "ray.serve.llm:build_openai_app"}
         cluster.put([{**app, "args": {"llm_configs": [config]}}])
-        cluster.wait_running(SERVICE)
+        cluster.wait_running(SERVICE, timeout_s=600)
         yield Target(cluster.serve_url, (SERVICE,), {})
 
 

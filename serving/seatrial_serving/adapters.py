@@ -18,6 +18,8 @@ from seatrial_serving.table import Table
 
 log = logging.getLogger(__name__)
 READY, LOADING = "ready", "loading"
+# Where a replica's status says that a user_config was refused, beside the versions.
+CONFIG = "config"
 RETRY_S = 2.0
 DRAIN_POLL_S = 0.5
 
@@ -106,15 +108,23 @@ class Loader:
 
         The first one is awaited: a replica that cannot serve its champion is not healthy. Later ones return
         at once, because Serve sends no traffic to a replica while it reconfigures; the old table stays in
-        force until all versions that the new one names are ready.
+        force until all versions that the new one names are ready. Serve stops a replica whose
+        reconfiguration raises, so a later config that cannot be understood is reported and changes nothing.
 
         Raises:
-            ValueError: the config cannot be understood; SeatrialError: the first one cannot be served.
+            ValueError: the first config cannot be understood; SeatrialError: it cannot be served.
         """
-        wanted = Wanted.from_json(self._service, config)
-        if wanted.http is not None:
-            self._set_http(wanted.http)
         is_first = self._wanted is None
+        try:
+            wanted = self._understand(config)
+        except (ValueError, KeyError, TypeError, UserError) as error:
+            if is_first:
+                raise
+            log.error("user_config is refused: %s", error)
+            self._states[CONFIG] = f"error: {error}"
+            self._tell()
+            return
+        self._states.pop(CONFIG, None)
         self._wanted = wanted
         if is_first:
             await self._birth(wanted)
@@ -122,6 +132,12 @@ class Loader:
         elif not self._apply(wanted):
             self._mark_loading(wanted)
         self._changed.set()
+
+    def _understand(self, config: dict[str, Any]) -> Wanted:
+        wanted = Wanted.from_json(self._service, config)
+        if wanted.http is not None:
+            self._set_http(wanted.http)
+        return wanted
 
     def close(self) -> None:
         """Stop loading."""
@@ -244,7 +260,7 @@ class Loader:
             if app is None:
                 await self._engine.unload(version)
             del self._live.in_flight[version]
-        self._states = {v: state for v, state in self._states.items() if v in kept}
+        self._states = {v: state for v, state in self._states.items() if v in kept or v == CONFIG}
         self._tell()
 
     def _mark_loading(self, wanted: Wanted) -> None:

@@ -81,10 +81,6 @@ class Forwarder:
     def __init__(self) -> None:
         self._handles: dict[str, Any] = {}
 
-    def forget(self, app: str) -> None:
-        """The application is not used any more."""
-        self._handles.pop(app, None)
-
     def stream(self, app: str, path: str, body: bytes, request_id: str) -> Any:
         """Start the request; an asynchronous iterator of :data:`Part`."""
         if app not in self._handles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def engine_kwargs(engine: EngineSection, *, device: str, lora: bool) -> dict[str
     kwargs: dict[str, Any] = {
         "dtype": engine.dtype,
         "max_num_seqs": engine.max_num_seqs,
-        "enforce_eager": engine.enforce_eager,
+        # Compiling for the CPU needs a C++ compiler on the machine; with adapters vLLM never does it there.
+        "enforce_eager": engine.enforce_eager or (device == "cpu" and (lora or not shutil.which("g++"))),
         "tensor_parallel_size": engine.tensor_parallel,
         "trust_remote_code": False,
         "load_format": "safetensors",

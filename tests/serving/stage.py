@@ -229,7 +229,7 @@ class Cluster:
             return {}
         return dict(answer.json().get("applications", {}).get(name, {}))
 
-    def wait_running(self, name: str, timeout_s: float = 240) -> None:
+    def wait_running(self, name: str, timeout_s: float = 400) -> None:
         """Return when the application runs; RuntimeError with Serve's message when it cannot."""
 
         def check() -> bool:
@@ -282,6 +282,7 @@ def ray_cluster(
         **env,
         **serve_environment(short, haproxy=haproxy),
         "RAY_AUTH_MODE": "disabled",
+        "RAY_raylet_start_wait_time_s": "180",
         "SEATRIAL_HOME": str(folder / "home"),
     }
     command = [
@@ -304,7 +305,7 @@ def ray_cluster(
     )
     with process(command, folder / "ray.log", environment):
         try:
-            wait_until(lambda: answers(f"{cluster.dashboard}/api/serve/applications/"), 90, "Ray")
+            wait_until(lambda: answers(f"{cluster.dashboard}/api/serve/applications/"), 240, "Ray")
             yield cluster
         finally:
             logs = folder / "ray-logs"

@@ -214,6 +214,14 @@ async def test_a_config_that_is_none_is_refused_and_the_old_one_stays(
     world: World, wrong: dict[str, Any]
 ) -> None:
     await world.configure("r1", [world.version("6")], champion="6")
-    with pytest.raises((ValueError, KeyError)):
-        await world.loader.reconfigure({"service": "svc", "revision": "r2", **wrong})
+    broken = {"service": "svc", "revision": "r2", **wrong}
+    await world.loader.reconfigure(broken)  # Serve would stop a replica that raises
     assert world.live.table.revision == "r1"
+    assert world.reports[-1][0]["config"].startswith("error: ")
+    await world.configure("r3", [], champion="6")
+    assert "config" not in world.reports[-1][0]
+
+
+async def test_a_replica_is_not_born_with_a_config_that_is_none(world: World) -> None:
+    with pytest.raises(ValueError, match="serves 'svc'"):
+        await world.loader.reconfigure({"service": "other"})

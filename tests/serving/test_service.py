@@ -89,7 +89,13 @@ class Stand:
         return openai.OpenAI(base_url=f"{self.cluster.serve_url}/v1", **options)
 
 
-ENGINE = {"device": "cpu", "max_num_seqs": 16, "kv_cache_gib": 0.25, "max_model_len": 256}
+ENGINE = {
+    "enforce_eager": True,
+    "device": "cpu",
+    "max_num_seqs": 16,
+    "kv_cache_gib": 0.25,
+    "max_model_len": 256,
+}
 
 
 @pytest.fixture(scope="module")
