@@ -46,8 +46,13 @@ def connect(recipe: Recipe) -> None:
         ) from error
 
 
-def fit(make_spec: Callable[[Any], Any], place: Storage, job_id: str) -> Any:
-    """Train on the workers and return what the first one returned.
+def fit(
+    make_spec: Callable[[Any], Any],
+    place: Storage,
+    job_id: str,
+    work: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Run ``work`` (the job itself when not given) on the workers; what the first one returned.
 
     Raises:
         TrainingError: naming the last failure.
@@ -57,7 +62,7 @@ def fit(make_spec: Callable[[Any], Any], place: Storage, job_id: str) -> Any:
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    from seatrial_jobs.worker import work
+    from seatrial_jobs import worker
 
     spec = make_spec(ray.put)
     recipe: Recipe = spec.recipe
@@ -66,7 +71,7 @@ def fit(make_spec: Callable[[Any], Any], place: Storage, job_id: str) -> Any:
     _warn_if_too_small(recipe, resources)
     filesystem, path = place.connect()
     trainer = TorchTrainer(
-        partial(work, spec),
+        partial(work or worker.work, spec),
         scaling_config=ScalingConfig(
             num_workers=recipe.resources.workers, use_gpu=on_gpu, resources_per_worker=resources
         ),

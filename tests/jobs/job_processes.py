@@ -54,7 +54,7 @@ class Job:
         found = [json.loads(line[len(prefix) :]) for line in self.lines() if line.startswith(prefix)]
         return [event for event in found if event["event"] == name]
 
-    def wait(self, timeout_s: float = 240) -> int:
+    def wait(self, timeout_s: float = 420) -> int:
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -93,7 +93,7 @@ def lora_recipe(base: Path, data: Path, storage: Path | str, **run: Any) -> dict
     }
 
 
-def until(condition: Callable[[], Any], *, timeout_s: float = 180, every_s: float = 0.2) -> Any:
+def until(condition: Callable[[], Any], *, timeout_s: float = 300, every_s: float = 0.2) -> Any:
     """Wait for a true value and return it."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seatrial.config.addresses import Addresses
-from seatrial.errors import UserError
+from seatrial.errors import RetryableError, UserError
 from seatrial.registry import versions
 
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja")
@@ -42,9 +42,12 @@ def resolve(ref: str, revision: str | None, *, root: Path | None = None) -> Loca
 
 
 def _registered(ref: str) -> LocalBase:
-    pinned = versions.pin(ref)
-    assert pinned.version is not None  # noqa: S101
-    path = versions.download(pinned.name, pinned.version, Addresses.resolve().home / "versions")
+    try:
+        pinned = versions.pin(ref)
+        assert pinned.version is not None  # noqa: S101
+        path = versions.download(pinned.name, pinned.version, Addresses.resolve().home / "versions")
+    except RetryableError as error:
+        raise UserError(str(error)) from error
     manifest = versions.read_manifest(path)
     if manifest.kind != "full":
         raise UserError(f"model.base: {ref}: a version of kind {manifest.kind!r}, not a whole model: {FIX}")
