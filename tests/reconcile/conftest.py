@@ -113,7 +113,9 @@ class Sim:
             failed = self.failed.get(arm.name, 0)
             stats = ArmStats(units, wins, wins)
             arms.append(
-                ArmEvidence(arm.name, arm.version, units, units, units + failed, units, failed, 0, units, stats)
+                ArmEvidence(
+                    arm.name, arm.version, units, units, units + failed, units, failed, 0, units, stats
+                )
             )
         return Evidence(self.now, tuple(arms))
 

@@ -20,6 +20,7 @@ POLL_S = 2.0
 
 def main() -> None:
     """Run until told to stop. Settings come from the environment; see `Addresses`."""
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     addresses = Addresses.resolve()
     poll_s = poll_interval_s(os.environ.get("SEATRIAL_POLL_S"))
     logs.configure("controller")

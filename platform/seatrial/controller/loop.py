@@ -41,14 +41,20 @@ class Controller:
     """Reconciles every service of one store with one MLflow server and one Ray cluster."""
 
     def __init__(
-        self, store: Store, serve: ServeApi, mlflow_uri: str, clock: Callable[[], float] = time.time
+        self,
+        store: Store,
+        serve: ServeApi,
+        mlflow_uri: str,
+        *,
+        clock: Callable[[], float] = time.time,
+        applier: Applier | None = None,
     ) -> None:
         self.store = store
         self.report = Report()
         self._serve = serve
         self._mlflow_uri = mlflow_uri
         self._clock = clock
-        self._applier = Applier(store, serve, mlflow_uri)
+        self._applier = applier or Applier(store, serve, mlflow_uri)
         self._is_migrated = False
         self._tidied_at = 0.0
         self._said: dict[str, float] = {}

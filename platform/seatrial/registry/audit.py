@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -240,8 +241,8 @@ def _sequence(run: Run) -> int:
 
 
 def _read(client: MlflowClient, run: Run) -> AuditRecord:
-    from mlflow.artifacts import load_dict
-
     tags = run.data.tags
-    body = load_dict(f"{run.info.artifact_uri}/{RECORD}")
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(client.download_artifacts(run.info.run_id, RECORD, folder)).read_text(encoding="utf-8")
+    body = json.loads(text)
     return AuditRecord(run.info.run_id, tags[TRIAL_TAG], _sequence(run), tags[HASH_TAG], body)

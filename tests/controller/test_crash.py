@@ -1,0 +1,194 @@
+"""The controller killed after each of its side effects, on a real store and a real MLflow server."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seatrial.config.service import ServiceConfig
+from seatrial.controller.loop import Controller
+from seatrial.experiments.assignment import assign
+from seatrial.reconcile.actions import Action
+from seatrial.reconcile.apply import Applier
+from seatrial.reconcile.world import AppStatus
+from seatrial.registry import audit
+from seatrial.registry.client import connect
+from seatrial.store import Store, outcome_row
+
+pytestmark = pytest.mark.slow
+
+
+class KilledError(BaseException):
+    """Not an Exception, so that nothing in the controller can catch it."""
+
+
+class MortalApplier(Applier):
+    """Dies right after its ``die_after``-th side effect."""
+
+    def __init__(self, *args: Any, die_after: int | None) -> None:
+        super().__init__(*args)
+        self.done: list[Action] = []
+        self._die_after = die_after
+
+    def apply(self, action: Action) -> None:
+        super().apply(action)
+        self.done.append(action)
+        if len(self.done) == self._die_after:
+            raise KilledError
+
+
+class OneReplica:
+    """Ray Serve's side: keeps what it is given, and has one replica that can load anything at once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.deployed: dict[str, Any] = {}
+
+    def apps(self) -> dict[str, AppStatus]:
+        return {name: AppStatus(name, "RUNNING", "", app, ("r1",)) for name, app in self.deployed.items()}
+
+    def put(self, apps: Sequence[Any], *, owned: Sequence[str]) -> None:
+        self.deployed = {app["name"]: app for app in apps}
+        for app in apps:
+            told = app["deployments"][0]["user_config"]
+            loaded = {entry["version"]: "ready" for entry in told["preload"]}
+            row = {"replica_id": "r1", "app": app["name"], "service": app["name"], "loaded": loaded}
+            self._store.put_replica({**row, "revision": told["revision"], "at": time.time()})
+
+
+class Story:
+    """From an empty service to a promotion, by a controller that may die once."""
+
+    def __init__(self, uri: str, folder: Path, name: str, die_after: int | None) -> None:
+        self.name = name
+        self.uri = uri
+        self.store = Store(f"sqlite:///{folder / name}.db")
+        self.store.migrate()
+        self.serve = OneReplica(self.store)
+        self.client = connect(uri)
+        self.client.create_registered_model(name)
+        self.die_after = die_after
+        self.effects = 0
+        config = ServiceConfig.model_validate(
+            {
+                "name": name,
+                "engine": {"base": "models:/base/1"},
+                "http": {"allow_anonymous": True},
+                "trial": {"minimum_units": 100},
+            }
+        )
+        self.store.put_service(name, config.model_dump(mode="json"), now=1.0)
+        self._start()
+
+    def _start(self) -> None:
+        self.applier = MortalApplier(self.store, self.serve, self.uri, die_after=self.die_after)
+        self.controller = Controller(self.store, self.serve, self.uri, applier=self.applier)
+
+    def rest(self) -> None:
+        """Passes until one has nothing to do; a controller that dies is started again."""
+        for _ in range(30):
+            before = len(self.applier.done)
+            try:
+                self.controller.one_pass()
+            except KilledError:
+                self.effects += len(self.applier.done)
+                self.die_after = None
+                self._start()
+                continue
+            assert self.controller.report.errors == ()
+            if len(self.applier.done) == before:
+                return
+        raise AssertionError("no rest")
+
+    def tell(self) -> dict[str, Any]:
+        for alias in ("champion", "challenger"):
+            run = self.client.create_run("0").info
+            tags = {"seatrial.kind": "adapter", "seatrial.digest": alias}
+            source = f"{run.artifact_uri}/model"
+            version = self.client.create_model_version(self.name, source, run.run_id, tags=tags).version
+            self.client.set_registered_model_alias(self.name, alias, version)
+            self.rest()
+        self._visit()
+        self.rest()
+        self.effects += len(self.applier.done)
+        return self._end()
+
+    def _visit(self) -> None:
+        trial = self.store.latest_trial(self.name)
+        rows, outcomes, seen = [], [], {"champion": 0, "challenger": 0}
+        for number in range(300):
+            unit = f"unit-{number}"
+            arm = assign(unit, trial.table)
+            seen[arm.name] += 1
+            row = {"request_id": unit, "trial_id": trial.id, "service": self.name, "unit": unit}
+            row |= {"sticky": True, "arm": arm.name, "fallback": False, "status": 200, "at": 2.0}
+            rows.append({**row, "assigned_version": arm.version, "served_version": arm.version})
+            is_hit = seen[arm.name] % 5 < (1 if arm.name == "champion" else 4)
+            outcomes.append(outcome_row(self.name, unit, "resolved", float(is_hit), now=3.0))
+        self.store.add_exposures(rows)
+        self.store.add_outcomes(outcomes)
+
+    def _end(self) -> dict[str, Any]:
+        model = self.client.get_registered_model(self.name)
+        versions = self.client.search_model_versions(f"name = '{self.name}'")
+        own = {"seatrial.kind", "seatrial.digest"}
+        records = audit.chain(self.name, uri=self.uri)
+        assert audit.verify_chain(records) == []
+        experiment = self.client.get_experiment_by_name(audit.EXPERIMENT)
+        runs = self.client.search_runs(
+            [experiment.experiment_id], f"tags.`{audit.SERVICE_TAG}` = '{self.name}'"
+        )
+        return {
+            "aliases": {alias: str(version) for alias, version in model.aliases.items()},
+            "tags": {
+                str(each.version): {
+                    key.replace(self.name, "NAME"): value
+                    for key, value in each.tags.items()
+                    if key not in own
+                }
+                for each in versions
+            },
+            "trials": [
+                (each.number, each.state, each.verdict, each.steps) for each in self.store.trials(self.name)
+            ],
+            "records": [
+                (each.sequence, each.body["verdict"], each.body["champion_after"]) for each in records
+            ],
+            "audit_runs": [run.info.status for run in runs],
+            "traffic": {
+                **self.serve.deployed[self.name]["deployments"][0]["user_config"]["traffic"],
+            },
+            "looks": [look.units for look in self.store.looks(f"{self.name}-1")],
+        }
+
+
+def test_killed_after_any_side_effect_the_end_is_the_same_and_nothing_is_twice(
+    mlflow_uri: str, tmp_path: Path
+):
+    whole = Story(mlflow_uri, tmp_path, "whole", None)
+    expected = whole.tell()
+    assert expected["aliases"] == {"champion": "2", "previous": "1"}
+    assert expected["records"] == [(1, "promote", "2")]
+    assert expected["audit_runs"] == ["FINISHED"]
+    names = (f"killed-{number}" for number in itertools.count(1))
+    for die_after in range(1, whole.effects + 1):
+        story = Story(mlflow_uri, tmp_path, next(names), die_after)
+        assert story.tell() == expected, f"killed after {whole.applier.done[die_after - 1]}"
+
+
+def test_a_record_that_was_changed_or_taken_away_is_found(mlflow_uri: str, tmp_path: Path):
+    Story(mlflow_uri, tmp_path, "tampered", None).tell()
+    (record,) = audit.chain("tampered", uri=mlflow_uri)
+    assert audit.verify_chain([record]) == []
+    client = connect(mlflow_uri)
+    client.log_dict(record.run_id, {**record.body, "verdict": "roll_back"}, audit.RECORD)
+    (changed,) = audit.chain("tampered", uri=mlflow_uri)
+    assert "was changed" in audit.verify_chain([changed])[0]
+    assert len(audit.verify_chain([record, record])) == 2
+    files = {item.path for item in client.list_artifacts(record.run_id)}
+    assert files == {audit.RECORD, audit.PLOT}

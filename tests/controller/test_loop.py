@@ -1,0 +1,190 @@
+"""The controller against real MLflow, real Ray Serve and a real store; only the model is missing."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from starlette.testclient import TestClient
+
+from seatrial.config.service import ServiceConfig
+from seatrial.controller.api import build
+from seatrial.controller.loop import Controller
+from seatrial.reconcile import traffic
+from seatrial.reconcile.serve import ServeApi
+from seatrial.registry import audit
+from seatrial.registry.client import connect
+from seatrial.store import Store, outcome_row
+
+pytestmark = pytest.mark.slow
+NAME = "echo-chat"
+
+
+class Bench:
+    """A controller with its hands on the controls."""
+
+    def __init__(self, cluster: Any, mlflow_uri: str) -> None:
+        self.cluster = cluster
+        self.uri = mlflow_uri
+        self.store = Store(cluster.store_url)
+        self.store.migrate()
+        self.serve = ServeApi(cluster.dashboard, cluster.serve_url, lambda: cluster.token)
+        self.controller = Controller(self.store, self.serve, mlflow_uri)
+        self.client = connect(mlflow_uri)
+
+    def version(self) -> str:
+        """A registered version with the tags that a Seatrial job gives it."""
+        tags = {"seatrial.kind": "adapter", "seatrial.digest": uuid.uuid4().hex}
+        run = self.client.create_run("0").info
+        source = f"{run.artifact_uri}/model"
+        return str(self.client.create_model_version(NAME, source, run.run_id, tags=tags).version)
+
+    def alias(self, alias: str, version: str) -> None:
+        self.client.set_registered_model_alias(NAME, alias, version)
+
+    def aliases(self) -> dict[str, str]:
+        found = self.client.get_registered_model(NAME).aliases
+        return {alias: str(version) for alias, version in found.items()}
+
+    def until(self, is_so: Callable[[], Any], timeout_s: float = 60) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not is_so():
+            assert time.monotonic() < deadline, (self.controller.report, self.store.services()[NAME]["state"])
+            if not self.controller.one_pass():
+                time.sleep(0.3)
+
+    def ask(self, unit: str) -> dict[str, Any]:
+        answer = httpx.get(f"{self.cluster.serve_url}/", params={"user": unit})
+        assert answer.status_code == 200
+        body: dict[str, Any] = answer.json()
+        return body
+
+    def status(self) -> dict[str, Any]:
+        with TestClient(build(self.controller)) as api:
+            body: dict[str, Any] = api.get("/status").json()
+            return body["services"][0]
+
+    def visit(self, units: int, rates: dict[str, float]) -> None:
+        """Ask as so many distinct units, with outcomes at these rates."""
+        trial = self.store.latest_trial(NAME)
+        exposures, outcomes, counts = [], [], {"champion": 0, "challenger": 0}
+        for number in range(units):
+            unit = f"{trial.id}-{number}"
+            answer = self.ask(unit) if number < 20 else self.assigned(trial, unit)
+            arm, version = answer["arm"], answer["version"]
+            row = {"request_id": unit, "trial_id": trial.id, "service": NAME, "unit": unit, "sticky": True}
+            row |= {"arm": arm, "assigned_version": version, "served_version": version, "fallback": False}
+            exposures.append({**row, "status": 200, "at": time.time()})
+            counts[arm] += 1
+            is_hit = (counts[arm] * rates[arm]) % 1 < rates[arm]
+            outcomes.append(outcome_row(NAME, unit, "resolved", float(is_hit), now=time.time()))
+        self.store.add_exposures(exposures)
+        self.store.add_outcomes(outcomes)
+
+    def assigned(self, trial: Any, unit: str) -> dict[str, Any]:
+        from seatrial.experiments.assignment import assign
+
+        arm = assign(unit, trial.table)
+        return {"arm": arm.name, "version": arm.version}
+
+
+@pytest.fixture(scope="module")
+def bench(cluster: Any, mlflow_uri: str) -> Iterator[Bench]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(traffic, "ENGINE", "echo_engine:build")
+        made = Bench(cluster, mlflow_uri)
+        config = ServiceConfig.model_validate(
+            {
+                "name": NAME,
+                "engine": {"base": "models:/base/1", "replicas": 2},
+                "http": {"allow_anonymous": True},
+                "trial": {"minimum_units": 100},
+            }
+        )
+        made.client.create_registered_model(NAME)
+        made.store.put_service(NAME, config.model_dump(mode="json"), now=time.time())
+        yield made
+        made.serve.close()
+
+
+def test_the_whole_loop_from_an_empty_cluster_to_an_audited_promotion(bench: Bench):
+    bench.until(lambda: bench.status()["state"] == "waiting", timeout_s=120)
+    first = bench.version()
+    bench.alias("champion", first)
+    bench.until(lambda: bench.status()["state"] == "serving")
+    assert bench.ask("anybody") == {"version": first, "arm": None}
+
+    second = bench.version()
+    bench.alias("challenger", second)
+    bench.until(lambda: bench.status()["state"] == "trial")
+    time.sleep(1)
+    bench.visit(400, {"champion": 0.2, "challenger": 0.6})
+    running = bench.status()["trial"]
+    assert (running["units"], running["exposures"], running["outcomes"]) == (400, 400, 400)
+    assert running["waiting_for"]
+    bench.until(lambda: bench.status()["trial"]["verdict"] == "promote")
+    assert bench.aliases() == {"champion": second, "previous": first}
+    bench.until(lambda: bench.status()["champion"] == second)
+    time.sleep(1)
+    assert bench.ask("anybody")["version"] == second
+
+    record = audit.find(f"{NAME}-1", uri=bench.uri)
+    assert record is not None
+    assert (
+        record.body["evidence"]["arms"][0]["stats"]["n"] + record.body["evidence"]["arms"][1]["stats"]["n"]
+        == 400
+    )
+    assert audit.verify_chain(audit.chain(NAME, uri=bench.uri)) == []
+    tags = bench.client.get_model_version(NAME, second).tags
+    assert tags[f"seatrial.trial.{NAME}-1"] == "challenger: promote"
+    closed = bench.status()["trial"]
+    assert closed["lift"] > 1
+    assert closed["interval"][0] > 0
+    bench.until(lambda: not bench.controller.one_pass())
+
+
+def test_a_version_that_cannot_be_loaded_is_reported_and_never_serves(bench: Bench):
+    before = bench.aliases()["champion"]
+    bad = bench.version()
+    bench.cluster.broken.write_text(bad)
+    bench.alias("champion", bad)
+    bench.until(lambda: "cannot be loaded" in bench.status()["message"])
+    assert bench.ask("anybody")["version"] == before
+    tags = bench.client.get_model_version(NAME, bad).tags
+    assert tags["seatrial.load_error"] == "echo cannot load it"
+    bench.alias("champion", before)
+    bench.until(lambda: bench.status()["message"] == f"version {before} serves")
+
+
+def test_a_person_who_moves_the_champion_in_mid_trial_has_their_way(bench: Bench):
+    third = bench.version()
+    bench.alias("challenger", third)
+    bench.until(lambda: bench.status()["state"] == "trial")
+    bench.visit(60, {"champion": 0.5, "challenger": 0.5})
+    before = bench.aliases()["champion"]
+    bench.alias("champion", third)
+    bench.until(lambda: bench.status()["champion"] == third)
+    bench.until(lambda: not bench.controller.one_pass())
+    assert bench.aliases() == {"champion": third, "previous": before}
+    assert [each.verdict for each in bench.store.trials(NAME)] == ["promote", "superseded"]
+    records = audit.chain(NAME, uri=bench.uri)
+    assert [record.body["verdict"] for record in records] == ["promote", "superseded"]
+    assert audit.verify_chain(records) == []
+
+
+def test_a_part_that_does_not_answer_stops_the_pass_and_nothing_else(bench: Bench):
+    for uri, serve in (
+        ("http://127.0.0.1:9", bench.serve),
+        (bench.uri, ServeApi("http://127.0.0.1:9", bench.cluster.serve_url, lambda: None)),
+        (bench.uri, ServeApi(bench.cluster.dashboard, bench.cluster.serve_url, lambda: "wrong" * 13)),
+    ):
+        blind = Controller(bench.store, serve, uri)
+        assert not blind.one_pass()
+        assert len(blind.report.errors) == 1
+        assert "\n" not in blind.report.errors[0]
+    assert bench.controller.one_pass() is False
+    assert bench.controller.report.errors == ()
