@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 
@@ -58,16 +59,20 @@ def _finish(console: Console, stack: Stack, report: Report, loop: Loop) -> None:
             f"version {job['version']}: {job['steps']} steps, held-out loss {scores['loss']:.2f}, "
             f"exact match {scores['exact_match']:.0%}, ROUGE-L {scores['rouge_l']:.2f}"
         )
-    console.print(
-        f"{serving['requests']} requests, {serving['failed']} failed; trial {trial['id']}: {trial['units']} units, "
-        f"lift {trial['lift']:+.2f} in [{trial['interval'][0]:+.2f}, {trial['interval'][1]:+.2f}]"
-    )
-    console.print(
-        f"verdict: [bold]{trial['verdict']}[/bold]; champion {values['champion_before']} → {values['champion_after']}"
-    )
+    champions = f"{values['champion_before']} → {values['champion_after']}"
+    console.print(f"{serving['requests']} requests, {serving['failed']} failed")
+    console.print(f"trial {trial['id']}: {trial['units']} units, {_lift(trial)}")
+    console.print(f"verdict: [bold]{trial['verdict']}[/bold]; champion {champions}")
     console.print("The readers were simulated; the answers and their measured quality were not.")
     console.print(f"report: {path.relative_to(REPOSITORY)}, after {values['seconds']['total']:.0f} s\n")
     _look(console, stack)
+
+
+def _lift(trial: dict[str, Any]) -> str:
+    if trial["lift"] is None or trial["interval"] is None:
+        return "lift undefined: the champion's mean is too near zero to be divided by"
+    low, high = trial["interval"]
+    return f"lift {trial['lift']:+.2f} in [{low:+.2f}, {high:+.2f}]"
 
 
 def _look(console: Console, stack: Stack) -> None:

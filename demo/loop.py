@@ -15,12 +15,14 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from demo.readers import Question, Readers
+from demo.readers import Question, Readers, Reply
 from demo.stack import REPOSITORY, Stack, tool
+from seatrial.store import Store
 
 SERVICE = "stdlib-helper"
 WAVE_UNITS = 40
 POLL_S = 0.25
+SETTLE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -87,33 +89,31 @@ class Loop:
     def _job(self, recipe: Path, module: str) -> str:
         """Submit one recipe with plain `ray job submit` and return the version that it registered."""
         submission = f"demo-{recipe.stem.replace('_', '-')}"
-        self._stack.run(
-            tool("ray"), "job", "submit", "--address", self._stack.dashboard, "--submission-id", submission,
-            "--log-style", "record", "--", "python", "-m", f"seatrial_jobs.{module}", str(recipe),
-        )  # fmt: skip
-        run = self._find_run(submission)
-        version = run["tags"]["seatrial.version"]
+        events = self._stack.submit(submission, "python", "-m", f"seatrial_jobs.{module}", str(recipe))
+        version = str(events["registered"]["version"])
         if module == "train":
-            self._report.values["jobs"].append(_job_row(submission, run, version))
-        self._report.values["dataset"] = {
-            "pairs_read": int(run["params"]["data.rows_read"]),
-            "pairs_kept": int(run["params"]["data.rows_kept"]),
-            "digest": run["tags"]["seatrial.data_digest"],
-        }
-        return str(version)
+            self._report.values["jobs"].append(self._job_row(submission, events, version))
+        return version
 
-    def _find_run(self, submission: str) -> dict[str, Any]:
-        experiment = self._get("experiments/get-by-name", experiment_name="seatrial-jobs")["experiment"]
-        query = {
-            "experiment_ids": [experiment["experiment_id"]],
-            "filter": f"tags.`seatrial.submission_id` = '{submission}'",
-            "max_results": 1,
+    def _job_row(self, submission: str, events: dict[str, dict[str, Any]], version: str) -> dict[str, Any]:
+        run = self._get("runs/get", run_id=events["run"]["run_id"])["run"]
+        metrics, tags, params = (
+            {row["key"]: row["value"] for row in run["data"][part]} for part in ("metrics", "tags", "params")
+        )
+        self._report.values["dataset"] = {
+            "pairs_read": events["plan"]["rows_read"],
+            "pairs_kept": events["plan"]["rows_kept"],
+            "digest": tags["seatrial.data_digest"],
         }
-        answer = self._mlflow.post("/runs/search", json=query).raise_for_status().json()
-        run = answer["runs"][0]
-        pairs = {part: {row["key"]: row["value"] for row in run["data"].get(part, [])} for part in
-                 ("metrics", "params", "tags")}  # fmt: skip
-        return {"run_id": run["info"]["run_id"], **pairs}
+        return {
+            "submission_id": submission,
+            "run_id": run["info"]["run_id"],
+            "version": version,
+            "method": params["method.type"],
+            "steps": events["plan"]["steps"],
+            "tokens_per_s": round(metrics["train/tokens_per_s"], 1),
+            "eval": {name: round(metrics[f"eval/{name}"], 4) for name in ("loss", "exact_match", "rouge_l")},
+        }
 
     def _set_alias(self, alias: str, version: str) -> None:
         """The same call that MLflow's UI makes when a person picks an alias."""
@@ -140,12 +140,16 @@ class Loop:
             swap_s = time.monotonic() - started
             self._console.print(f"first answer from version {second} after {swap_s:.1f} s", highlight=False)
             await self._ask_until_decided(readers)
-            await self._ask_until(readers, "after", lambda reply: reply.version == self.aliases()["champion"])
+            await self._ask_until(readers, "after", self._is_champions)
+            counts = await self._settled(readers)
         finally:
             await readers.close()
-        self._write(readers, before, swap_s)
+        self._write(readers, counts, before, swap_s)
 
-    async def _ask_until(self, readers: Readers, prefix: str, is_there: Callable[[Any], bool]) -> None:
+    def _is_champions(self, reply: Reply) -> bool:
+        return not reply.trial and reply.version == self.aliases()["champion"]
+
+    async def _ask_until(self, readers: Readers, prefix: str, is_there: Callable[[Reply], bool]) -> None:
         """Keep asking with new units until a reply satisfies ``is_there``."""
         deadline = time.monotonic() + self._scale.verdict_timeout_s
         number = 0
@@ -185,16 +189,35 @@ class Loop:
         status = httpx.get(f"{self._stack.controller}/status", timeout=10).raise_for_status().json()
         return next(row["trial"] or {} for row in status["services"] if row["name"] == SERVICE)
 
-    def _write(self, readers: Readers, before: str | None, swap_s: float) -> None:
+    async def _settled(self, readers: Readers) -> dict[str, int]:
+        """Units, exposures and outcomes of the trial in the store, once the replica's last batch is there."""
+        answered = sum(1 for reply in readers.replies if reply.trial and not reply.error)
+        store = Store(self._stack.env["SEATRIAL_STORE_URL"])
+        deadline = time.monotonic() + SETTLE_S
+        try:
+            while True:
+                trial = store.latest_trial(SERVICE)
+                if trial is None:
+                    raise TimeoutError(f"the store holds no trial of {SERVICE}: see `seatrial status`")
+                evidence = store.evidence(trial, now=time.time())
+                exposures = sum(arm.exposures for arm in evidence.arms)
+                outcomes = sum(arm.outcomes for arm in evidence.arms)
+                if (exposures, outcomes) == (answered, readers.outcomes) or time.monotonic() > deadline:
+                    return {"units": evidence.units, "exposures": exposures, "outcomes": outcomes}
+                await asyncio.sleep(POLL_S)
+        finally:
+            store.close()
+
+    def _write(self, readers: Readers, counts: dict[str, int], before: str | None, swap_s: float) -> None:
         trial = self.trial()
-        failed = [reply for reply in readers.replies if reply.error]
+        failed = sum(1 for reply in readers.replies if reply.error)
+        decided = {key: trial[key] for key in ("srm_p", "lift", "interval", "verdict")}
         self._report.values |= {
-            "serving": {"requests": len(readers.replies), "failed": len(failed), "swap_s": round(swap_s, 2)},
-            "trial": {key: trial[key] for key in ("id", "units", "exposures", "outcomes", "srm_p", "lift",
-                                                   "interval", "verdict")},
+            "serving": {"requests": len(readers.replies), "failed": failed, "swap_s": round(swap_s, 2)},
+            "trial": {"id": trial["id"], **counts, **decided},
             "champion_before": before,
             "champion_after": self.aliases().get("champion"),
-        }  # fmt: skip
+        }
         self.replies = readers.replies
 
 
@@ -202,19 +225,6 @@ def _questions(work: Path) -> list[Question]:
     lines = (work / "runs/data/stdlib.heldout.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     return [Question(row["prompt"], row["response"]) for row in rows]
-
-
-def _job_row(submission: str, run: dict[str, Any], version: str) -> dict[str, Any]:
-    metrics = run["metrics"]
-    return {
-        "submission_id": submission,
-        "run_id": run["run_id"],
-        "version": version,
-        "method": run["params"]["method.type"],
-        "steps": int(run["params"]["run.total_steps"]),
-        "tokens_per_s": round(metrics["train/tokens_per_s"], 1),
-        "eval": {name: round(metrics[f"eval/{name}"], 4) for name in ("loss", "exact_match", "rouge_l")},
-    }
 
 
 def _glance(trial: dict[str, Any]) -> str:

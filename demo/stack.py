@@ -10,10 +10,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).parent.parent
 # Part → its usual port; another free one is taken when it is in use.
 PORTS = {"mlflow": 5000, "dashboard": 8265, "serve": 8000, "controller": 8787, "ray": 6379}
+# Files of Ray whose log lines in the output of `ray job submit` say nothing about the job.
+CHATTER = ("cli.py:", "job_manager.py:")
 
 
 class CommandFailedError(Exception):
@@ -21,7 +24,8 @@ class CommandFailedError(Exception):
 
     def __init__(self, command: list[str], code: int) -> None:
         self.code = code
-        super().__init__(f"`{' '.join(command)}` ended with exit code {code}; its own message stands above")
+        shown = " ".join([Path(command[0]).name, *command[1:]])
+        super().__init__(f"`{shown}` ended with exit code {code}; its own message stands above")
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,45 @@ class Stack:
         """
         run(list(command), self.work, self.env)
 
+    def submit(self, submission: str, *entrypoint: str) -> dict[str, dict[str, Any]]:
+        """Plain `ray job submit`; the job's lines are printed, its events returned: name → last event.
+
+        Raises:
+            CommandFailedError: the job failed.
+        """
+        command = [tool("ray"), "job", "submit", "--submission-id", submission, "--", *entrypoint]
+        _show(command)
+        events: dict[str, dict[str, Any]] = {}
+        with subprocess.Popen(
+            command,
+            cwd=self.work,
+            env=dict(self.env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            for line in process.stdout or ():
+                _, mark, event = line.partition("::seatrial:: ")
+                if mark:
+                    value = json.loads(event)
+                    events[value["event"]] = value
+                elif not any(name in line for name in CHATTER):
+                    print(line, end="", flush=True)
+        if process.returncode:
+            raise CommandFailedError(command, process.returncode)
+        return events
+
 
 def run(command: list[str], cwd: Path, env: Mapping[str, str]) -> None:
     """Print a command as a person would type it, run it, and insist that it succeeds."""
-    shown = [Path(command[0]).name, *command[1:]]
-    print(f"$ {' '.join(shown)}", flush=True)
+    _show(command)
     code = subprocess.run(command, cwd=cwd, env=dict(env), check=False).returncode
     if code:
-        raise CommandFailedError(shown, code)
+        raise CommandFailedError(command, code)
+
+
+def _show(command: list[str]) -> None:
+    print(f"$ {' '.join([Path(command[0]).name, *command[1:]])}", flush=True)
 
 
 def tool(name: str) -> str:

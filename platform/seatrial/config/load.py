@@ -89,9 +89,7 @@ def _duplicates(node: yaml.Node, at: Path_) -> list[tuple[Path_, int]]:
     return found
 
 
-def _problem(
-    file: str, detail: ErrorDetails, lines: dict[Path_, int], section: type[BaseModel]
-) -> Problem:
+def _problem(file: str, detail: ErrorDetails, lines: dict[Path_, int], section: type[BaseModel]) -> Problem:
     path = _yaml_path(tuple(detail["loc"]), lines)
     known = path
     while known not in lines:

@@ -45,5 +45,3 @@ class TrialSection(Section):
     """Seconds before the metric may decide, so that a whole day or week is covered."""
     max_error_share: Share = 0.1
     """Guardrail: share of the challenger's requests that may fail before it is rolled back."""
-
-
