@@ -1,19 +1,18 @@
 """The public functions, classes and methods of this Python's standard library, with what their docs say.
 
 Python sources are parsed, never imported. Modules written in C have no source, so those that are built in or
-extension modules of the interpreter are imported and inspected; importing them only defines names.
+extension modules of the interpreter are imported and inspected in a process of their own.
 """
 
 from __future__ import annotations
 
 import ast
-import importlib
 import importlib.machinery
-import inspect
+import json
 import re
+import subprocess
 import sys
 import sysconfig
-import types
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -97,14 +96,16 @@ def symbols(report: Callable[[int, int], None] = lambda done, total: None) -> li
     """Every documented public symbol, in order of its path; ``report`` gets (modules done, all modules)."""
     everything = list(modules())
     homes = _homes(everything)
-    found: dict[str, Symbol] = {}
+    documented = _from_c([name for name, path in everything if path is None])
     for done, (name, path) in enumerate(everything, start=1):
-        for symbol in _from_source(name, path) if path else _from_c(name):
-            usual = USUAL_NAMES.get(symbol.module, symbol.module)
-            home = homes.get((symbol.module, symbol.name.split(".")[0]), usual)
-            public = replace(symbol, module=home)
-            found.setdefault(public.path, public)
+        documented += _from_source(name, path) if path else []
         report(done, len(everything))
+    found: dict[str, Symbol] = {}
+    for symbol in documented:
+        usual = USUAL_NAMES.get(symbol.module, symbol.module)
+        home = homes.get((symbol.module, symbol.name.split(".")[0]), usual)
+        public = replace(symbol, module=home)
+        found.setdefault(public.path, public)
     return [found[path] for path in sorted(found)]
 
 
@@ -192,36 +193,11 @@ def _parameters(node: Definition, kind: str) -> str | None:
     return f"({arguments})"
 
 
-def _from_c(module: str) -> Iterator[Symbol]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecated modules say so when imported
-            loaded = importlib.import_module(module)
-    except ImportError:  # built without the library that it needs
-        return
-    public = module.removeprefix("_")
-    if public not in sys.stdlib_module_names or public in LEFT_OUT:
-        return
-    for name, value in sorted(vars(loaded).items()):
-        if name.startswith("_"):
-            continue
-        if isinstance(value, type):
-            yield from _from_class(public, name, value)
-        elif isinstance(value, types.BuiltinFunctionType) and inspect.getdoc(value):
-            yield Symbol(public, name, "function", _signature(value), inspect.getdoc(value) or "")
+def _from_c(names: list[str]) -> list[Symbol]:
+    """Symbols of modules written in C, from an interpreter that has loaded nothing else.
 
-
-def _from_class(module: str, name: str, value: type) -> Iterator[Symbol]:
-    if value.__doc__:
-        yield Symbol(module, name, "class", _signature(value), inspect.getdoc(value) or "")
-    for attribute, member in sorted(vars(value).items()):
-        if not attribute.startswith("_") and getattr(member, "__doc__", None) and callable(member):
-            doc = inspect.getdoc(member) or ""
-            yield Symbol(module, f"{name}.{attribute}", "method", _signature(member), doc)
-
-
-def _signature(value: Callable[..., object]) -> str | None:
-    written = getattr(value, "__text_signature__", None)
-    if not written:
-        return None
-    return "(" + re.sub(r"^\(?\$?(self|type|module|cls)(, /)?(, )?", "", written.removeprefix("("))
+    In this process other packages may have added to them (`ssl` and `gc` gain names in a test run).
+    """
+    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("stdlib_inspect.py")), *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8")
+    return [Symbol(**row) for row in json.loads(done.stdout)]
