@@ -103,10 +103,13 @@ def _device(engine: EngineSection) -> str:
 
 def _llm_config(spec: Spec, model_id: str, path: Path, *, device: str, lora: bool) -> LLMConfig:
     engine = spec.service.engine
+    kwargs = engine_kwargs(engine, device=device, lora=lora)
+    if device == "cpu" and lora:
+        kwargs["worker_cls"] = "seatrial_serving.cpu_lora.Worker"
     worker = {"GPU": 1} if device == "gpu" else {"CPU": engine.cpus}
     return LLMConfig(
         model_loading_config={"model_id": model_id, "model_source": str(path)},
-        engine_kwargs=engine_kwargs(engine, device=device, lora=lora),
+        engine_kwargs=kwargs,
         accelerator_config={"kind": device},
         placement_group_config={"bundle_per_worker": worker},
         runtime_env={"env_vars": environment(engine, device=device)},
