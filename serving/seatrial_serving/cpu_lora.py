@@ -84,10 +84,12 @@ class GroupedLora(PunicaWrapperCPU):
             y[:, offset : offset + size].add_(torch.mm(part, b), alpha=scale)
             offset += size
 
-    def add_lora_embedding(self, y: torch.Tensor, x: torch.Tensor, b_stacked: torch.Tensor, *a: Any) -> None:
+    def add_lora_embedding(
+        self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> None:
         """As vLLM does it, unless no loaded adapter changes the embedding."""
-        if not self._is_blank(b_stacked):
-            super().add_lora_embedding(y, x, b_stacked, *a)
+        if not self._is_blank(lora_b_stacked):
+            super().add_lora_embedding(y, x, lora_b_stacked, *args, **kwargs)
 
     def add_lora_logits(
         self,
