@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from seatrial.experiments.assignment import assign
 from seatrial.reconcile.actions import Action
 from seatrial.reconcile.apply import Applier
 from seatrial.reconcile.world import AppStatus
-from seatrial.registry import audit
+from seatrial.registry import audit, audit_plot
 from seatrial.registry.client import connect
 from seatrial.store import Store, outcome_row
 
@@ -28,17 +27,18 @@ class KilledError(BaseException):
 
 
 class MortalApplier(Applier):
-    """Dies right after its ``die_after``-th side effect."""
+    """Dies right after each side effect that it has not ``survived`` before; None is immortal."""
 
-    def __init__(self, *args: Any, die_after: int | None) -> None:
+    def __init__(self, *args: Any, survived: set[str] | None) -> None:
         super().__init__(*args)
         self.done: list[Action] = []
-        self._die_after = die_after
+        self._survived = survived
 
     def apply(self, action: Action) -> None:
         super().apply(action)
         self.done.append(action)
-        if len(self.done) == self._die_after:
+        if self._survived is not None and repr(action) not in self._survived:
+            self._survived.add(repr(action))
             raise KilledError
 
 
@@ -62,9 +62,9 @@ class OneReplica:
 
 
 class Story:
-    """From an empty service to a promotion, by a controller that may die once."""
+    """From an empty service to a promotion, by a controller that may die again and again."""
 
-    def __init__(self, uri: str, folder: Path, name: str, die_after: int | None) -> None:
+    def __init__(self, uri: str, folder: Path, name: str, *, mortal: bool = False) -> None:
         self.name = name
         self.uri = uri
         self.store = Store(f"sqlite:///{folder / name}.db")
@@ -72,8 +72,9 @@ class Story:
         self.serve = OneReplica(self.store)
         self.client = connect(uri)
         self.client.create_registered_model(name)
-        self.die_after = die_after
+        self.survived: set[str] | None = set() if mortal else None
         self.effects = 0
+        self.deaths = 0
         config = ServiceConfig.model_validate(
             {
                 "name": name,
@@ -86,18 +87,18 @@ class Story:
         self._start()
 
     def _start(self) -> None:
-        self.applier = MortalApplier(self.store, self.serve, self.uri, die_after=self.die_after)
+        self.applier = MortalApplier(self.store, self.serve, self.uri, survived=self.survived)
         self.controller = Controller(self.store, self.serve, self.uri, applier=self.applier)
 
     def rest(self) -> None:
         """Passes until one has nothing to do; a controller that dies is started again."""
-        for _ in range(30):
+        for _ in range(60):
             before = len(self.applier.done)
             try:
                 self.controller.one_pass()
             except KilledError:
                 self.effects += len(self.applier.done)
-                self.die_after = None
+                self.deaths += 1
                 self._start()
                 continue
             assert self.controller.report.errors == ()
@@ -167,22 +168,47 @@ class Story:
         }
 
 
-def test_killed_after_any_side_effect_the_end_is_the_same_and_nothing_is_twice(
-    mlflow_uri: str, tmp_path: Path
+@pytest.fixture(scope="module")
+def whole(mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The end of a story without a death."""
+    story = Story(mlflow_uri, tmp_path_factory.mktemp("whole"), "whole")
+    end = story.tell()
+    assert story.effects > 20
+    return end
+
+
+def test_without_a_death_the_story_ends_in_a_promotion(whole: dict[str, Any]):
+    assert whole["aliases"] == {"champion": "2", "previous": "1"}
+    assert whole["records"] == [(1, "promote", "2")]
+    assert whole["audit_runs"] == ["FINISHED"]
+    assert whole["traffic"] == {"aliases": {"champion": "2", "previous": "1"}, "trial": None}
+
+
+def test_killed_after_every_side_effect_the_end_is_the_same_and_nothing_is_twice(
+    whole: dict[str, Any], mlflow_uri: str, tmp_path: Path
 ):
-    whole = Story(mlflow_uri, tmp_path, "whole", None)
-    expected = whole.tell()
-    assert expected["aliases"] == {"champion": "2", "previous": "1"}
-    assert expected["records"] == [(1, "promote", "2")]
-    assert expected["audit_runs"] == ["FINISHED"]
-    names = (f"killed-{number}" for number in itertools.count(1))
-    for die_after in range(1, whole.effects + 1):
-        story = Story(mlflow_uri, tmp_path, next(names), die_after)
-        assert story.tell() == expected, f"killed after {whole.applier.done[die_after - 1]}"
+    story = Story(mlflow_uri, tmp_path, "killed", mortal=True)
+    assert story.tell() == whole
+    assert story.deaths > 20
+
+
+def test_killed_while_writing_the_audit_record_it_is_completed_in_the_same_run(
+    whole: dict[str, Any], mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    draw = audit_plot.draw
+
+    def die_once(*args: Any) -> Any:
+        monkeypatch.setattr(audit_plot, "draw", draw)
+        raise KilledError
+
+    monkeypatch.setattr(audit_plot, "draw", die_once)
+    story = Story(mlflow_uri, tmp_path, "half-written")
+    assert story.tell() == whole
+    assert story.deaths == 1
 
 
 def test_a_record_that_was_changed_or_taken_away_is_found(mlflow_uri: str, tmp_path: Path):
-    Story(mlflow_uri, tmp_path, "tampered", None).tell()
+    Story(mlflow_uri, tmp_path, "tampered").tell()
     (record,) = audit.chain("tampered", uri=mlflow_uri)
     assert audit.verify_chain([record]) == []
     client = connect(mlflow_uri)

@@ -111,6 +111,16 @@ def bench(cluster: Any, mlflow_uri: str) -> Iterator[Bench]:
         made.serve.close()
 
 
+def test_an_engine_that_cannot_start_says_why_and_deploying_again_tries_again(bench: Bench):
+    bench.cluster.broken.write_text("engine")
+    bench.until(lambda: bench.status()["state"] == "failed", timeout_s=180)
+    assert "the base model is not there" in bench.status()["message"]
+    assert not bench.controller.one_pass()
+    bench.cluster.broken.write_text("")
+    bench.store.put_service(NAME, bench.store.services()[NAME]["config"], now=time.time())
+    bench.until(lambda: bench.status()["state"] == "waiting", timeout_s=120)
+
+
 def test_the_whole_loop_from_an_empty_cluster_to_an_audited_promotion(bench: Bench):
     bench.until(lambda: bench.status()["state"] == "waiting", timeout_s=120)
     first = bench.version()

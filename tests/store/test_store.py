@@ -120,6 +120,7 @@ def test_services_keep_their_state_when_their_configuration_changes(store):
     assert store.put_service("svc", {"a": 1}, now=1.0)
     store.put_state("svc", {"phase": "serving"})
     assert not store.put_service("svc", {"a": 1}, now=2.0)
+    assert store.services()["svc"]["updated_at"] == 2.0
     assert store.put_service("svc", {"a": 2}, now=3.0)
     row = store.services()["svc"]
     assert row == {"config": {"a": 2}, "state": {"phase": "serving"}, "created_at": 1.0, "updated_at": 3.0}

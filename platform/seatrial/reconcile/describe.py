@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from seatrial.reconcile.closing import look_at
-from seatrial.reconcile.view import View, first_line
+from seatrial.reconcile.view import View
 from seatrial.reconcile.world import Phase
 
 
@@ -13,7 +13,7 @@ def phase_and_message(view: View, *, is_changing: bool) -> tuple[Phase, str]:
     if app is None:
         return "starting", "Ray Serve is being told to start the engine"
     if app.status in ("DEPLOY_FAILED", "UNHEALTHY") and not is_changing:
-        return "failed", f"Ray Serve: {first_line(app.message)}"
+        return "failed", f"Ray Serve: {app.message}"
     is_new = state.config_at != view.desired.config_at
     if is_new and (is_changing or not view.is_settled):
         return "starting", f"the engine is starting: {_ready_count(view)} replicas"

@@ -12,10 +12,12 @@ import httpx
 
 from seatrial.config.addresses import Addresses
 from seatrial.errors import RetryableError, SeatrialError
+from seatrial.monitoring.logs import cause
 from seatrial.reconcile.world import AppStatus
 
 TIMEOUT_S = 30.0
 _GONE = ("STOPPING", "STOPPED")
+_ILL = ("UNHEALTHY", "DEPLOY_FAILED")
 
 
 class ServeApi:
@@ -113,7 +115,16 @@ def _app(name: str, details: Mapping[str, Any]) -> AppStatus:
         for replica in deployment["replicas"]
         if replica["state"] not in _GONE
     )
-    return AppStatus(name, details["status"], details["message"], details["deployed_app_config"], replicas)
+    return AppStatus(name, details["status"], _message(details), details["deployed_app_config"], replicas)
+
+
+def _message(details: Mapping[str, Any]) -> str:
+    """Why the application is not well. Its own message only names the deployments that are not."""
+    ill = [each for each in details["deployments"].values() if each["status"] in _ILL and each["message"]]
+    text = str(ill[0]["message"] if ill else details["message"])
+    if "Traceback" in text or ill:
+        text = cause(text.splitlines()) or text
+    return _line(text) or "no message"
 
 
 def _http_options(serve_url: str) -> dict[str, Any]:

@@ -157,13 +157,5 @@ class View:
     def _app_error(self, version: str) -> str | None:
         app = self.apps.get(self.told.get(version, {}).get("app", ""))
         if app is not None and app.status == "DEPLOY_FAILED":
-            return first_line(app.message)
+            return app.message
         return None
-
-
-def first_line(message: str) -> str:
-    """The last non-empty line of a traceback, or the first line of anything else: what a person needs."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    if not lines:
-        return "no message"
-    return (lines[-1] if "Traceback" in message else lines[0])[:500]

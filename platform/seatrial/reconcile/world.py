@@ -94,7 +94,10 @@ class ReplicaStatus:
 
 @dataclass(frozen=True)
 class AppStatus:
-    """A Ray Serve application. ``config`` is exactly what was last PUT, None for one started by code."""
+    """A Ray Serve application. ``config`` is exactly what was last PUT, None for one started by code.
+
+    ``message`` is one line: the cause when something is wrong.
+    """
 
     name: str
     status: str

@@ -30,6 +30,8 @@ def draw(trial: Trial, decision: Decision, looks: Sequence[Look]) -> Figure:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
     _interval(above, trial, decision, looks)
     _exposures(below, looks)
+    furthest = max([trial.policy["minimum_units"], *(look.units for look in looks)])
+    below.set_xlim(left=0, right=furthest * 1.14)
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(_QUIET)
@@ -63,6 +65,7 @@ def _interval(axes: Axes, trial: Trial, decision: Decision, looks: Sequence[Look
         axes.set_ylim(-reach, reach)
     else:
         axes.text(0.5, 0.6, "no interval: too little evidence", transform=axes.transAxes, ha="center")
+        axes.set_ylim(-1, 1)
     minimum = trial.policy["minimum_units"]
     axes.axvline(minimum, color=_QUIET, linestyle="--", linewidth=1)
     axes.annotate(
@@ -85,8 +88,7 @@ def _exposures(axes: Axes, looks: Sequence[Look]) -> None:
         axes.plot(units, counts, color=colour, linewidth=2, label=name)
     axes.set_xlabel("units seen", fontsize=9)
     axes.set_ylabel("answers", fontsize=9)
-    axes.set_ylim(bottom=0)
-    axes.set_xlim(left=0, right=max(units, default=1) * 1.14)
+    axes.set_ylim(bottom=0, top=None if looks else 1)
     axes.legend(frameon=False, fontsize=9, loc="upper left")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import ssl
+from functools import cache
 from typing import TYPE_CHECKING
 
 import httpx
@@ -14,6 +16,12 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PROBE_TIMEOUT_S = 5.0
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Reading the certificates takes 60 ms, and the controller asks every other second."""
+    return httpx.create_ssl_context()
 
 
 def connect(uri: str | None = None) -> MlflowClient:
@@ -39,7 +47,7 @@ def require_mlflow(uri: str) -> None:
     """
     remedy = "run `seatrial up`, or set MLFLOW_TRACKING_URI to a running server"
     try:
-        answer = httpx.get(f"{uri.rstrip('/')}/health", timeout=PROBE_TIMEOUT_S)
+        answer = httpx.get(f"{uri.rstrip('/')}/health", timeout=PROBE_TIMEOUT_S, verify=_tls())
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise RetryableError(f"MLFLOW_TRACKING_URI: {uri}: does not answer ({error}): {remedy}") from error
     if answer.status_code >= 500:

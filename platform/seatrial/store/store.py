@@ -70,21 +70,20 @@ class Store:
             writer.forget_replicas(connection, before=before)
 
     def put_service(self, name: str, config: dict[str, Any], *, now: float) -> bool:
-        """Insert the service, or replace its configuration; whether anything changed.
+        """Insert the service, or replace its configuration; whether the configuration changed.
 
-        ``config`` is `ServiceConfig.model_dump(mode="json")`.
+        ``config`` is `ServiceConfig.model_dump(mode="json")`. Writing the same again only sets `updated_at`,
+        by which the controller knows that it was asked to try again.
         """
         text = json.dumps(config, sort_keys=True)
         row = {"name": name, "config": text, "created_at": now, "updated_at": now, "state": "{}"}
         with writing(self.engine) as connection:
             if writer.insert_new(connection, services, row):
                 return True
-            changed = connection.execute(
-                update(services)
-                .where(services.c.name == name, services.c.config != text)
-                .values(config=text, updated_at=now)
-            )
-            return bool(changed.rowcount)
+            is_row = services.c.name == name
+            before = connection.execute(select(services.c.config).where(is_row)).scalar_one()
+            connection.execute(update(services).where(is_row).values(config=text, updated_at=now))
+            return bool(before != text)
 
     def services(self) -> dict[str, dict[str, Any]]:
         """Every service: name → {"config", "state", "created_at", "updated_at"}."""
