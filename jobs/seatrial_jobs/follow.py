@@ -61,15 +61,13 @@ class Follower:
                     say(f"storage does not answer ({error}); training goes on")
 
     def _tell_quietly(self) -> None:
-        from mlflow.exceptions import MlflowException
-
         try:
             self._tell()
-        except (SeatrialError, MlflowException) as error:
+        except SeatrialError as error:
             say(f"no progress to show: {error}")
 
     def _tell(self) -> None:
-        tags = runs.tags_of(self._run_id, uri=self._uri)
+        latest, tags = runs.look(self._run_id, uri=self._uri)
         for name, tell in (
             ("seatrial.passed_over", _tell_passed_over),
             ("seatrial.resumed_at", _tell_resumed),
@@ -77,7 +75,6 @@ class Follower:
             if tags.get(name) not in (None, self._tags.get(name)):
                 tell(tags[name])
         self._tags = tags
-        latest = runs.latest(self._run_id, uri=self._uri)
         step, loss = latest.get("train/loss", (0, 0.0))
         if step <= self._told:
             return

@@ -10,7 +10,7 @@ from typing import Any
 
 from seatrial.registry.runs import Point
 
-FLUSH_EVERY_S = 1.0
+FLUSH_EVERY_S = 2.0
 RETRY_AFTER_S = 2.0
 
 

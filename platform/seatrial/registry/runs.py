@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from pydantic import BaseModel
 
+from seatrial.config.addresses import Addresses
+from seatrial.errors import RetryableError
 from seatrial.registry.client import connect
 
 if TYPE_CHECKING:
@@ -26,6 +29,33 @@ SUBMISSION_ID = "seatrial.submission_id"
 CAUSE = "seatrial.cause"
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _retryable(call: Callable[P, R]) -> Callable[P, R]:
+    """``call``, with MLflow's own errors turned into one kind whose message is one line."""
+
+    @wraps(call)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return call(*args, **kwargs)
+        except MlflowException as error:
+            raise RetryableError(f"MLflow: {str(error).splitlines()[0]}") from error
+
+    return wrapped
+
+
+def _client(uri: str | None) -> MlflowClient:
+    return _connected(uri or Addresses.resolve().mlflow_uri)
+
+
+@lru_cache(maxsize=4)
+def _connected(uri: str) -> MlflowClient:
+    """One client for each server: a probe for every call would cost more than the call."""
+    return connect(uri)
 
 
 @dataclass(frozen=True)
@@ -46,6 +76,7 @@ class Run:
     url: str
 
 
+@_retryable
 def open_run(
     name: str,
     *,
@@ -60,7 +91,7 @@ def open_run(
     Raises:
         RetryableError: MLflow does not answer.
     """
-    client = connect(uri)
+    client = _client(uri)
     experiment_id = _experiment(client)
     run_id = _known(client, known_run_id) or _of_attempt(client, experiment_id, attempt)
     if run_id is None:
@@ -72,62 +103,78 @@ def open_run(
     return Run(run_id, f"{client.tracking_uri}/#/experiments/{experiment_id}/runs/{run_id}")
 
 
+@_retryable
 def log_points(run_id: str, points: Sequence[Point], *, uri: str | None = None) -> None:
     """Write measurements; writing the same ones again changes nothing."""
     from mlflow.entities import Metric
 
-    client = connect(uri)
+    client = _client(uri)
     for start in range(0, len(points), BATCH_LIMIT):
         part = points[start : start + BATCH_LIMIT]
         client.log_batch(run_id, metrics=[Metric(p.key, p.value, p.at_ms, p.step) for p in part])
 
 
+@_retryable
 def latest(run_id: str, *, uri: str | None = None) -> dict[str, tuple[int, float]]:
     """The last step and value of every metric of the run."""
-    data = connect(uri).get_run(run_id).data
-    return {metric.key: (int(metric.step), float(metric.value)) for metric in data.to_proto().metrics}
+    return look(run_id, uri=uri)[0]
 
 
+@_retryable
+def look(run_id: str, *, uri: str | None = None) -> tuple[dict[str, tuple[int, float]], dict[str, str]]:
+    """The last step and value of every metric, and the tags, in one request."""
+    data = _client(uri).get_run(run_id).data
+    metrics = {metric.key: (int(metric.step), float(metric.value)) for metric in data.to_proto().metrics}
+    return metrics, dict(data.tags)
+
+
+@_retryable
 def history(run_id: str, key: str, *, uri: str | None = None) -> list[tuple[int, float]]:
     """Every step and value of one metric, by step."""
-    found = connect(uri).get_metric_history(run_id, key)
+    found = _client(uri).get_metric_history(run_id, key)
     return sorted((int(metric.step), float(metric.value)) for metric in found)
 
 
+@_retryable
 def tags_of(run_id: str, *, uri: str | None = None) -> dict[str, str]:
     """The run's tags."""
-    return dict(connect(uri).get_run(run_id).data.tags)
+    return look(run_id, uri=uri)[1]
 
 
+@_retryable
 def set_tags(run_id: str, tags: Mapping[str, str], *, uri: str | None = None) -> None:
     """Add or replace tags."""
     from mlflow.entities import RunTag
 
-    connect(uri).log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    _client(uri).log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
+@_retryable
 def log_json(run_id: str, name: str, value: Any, *, uri: str | None = None) -> None:
     """Keep ``value`` as the run's artifact ``name``, a JSON file."""
-    connect(uri).log_dict(run_id, value, name)
+    _client(uri).log_dict(run_id, value, name)
 
 
+@_retryable
 def log_picture(run_id: str, name: str, figure: Figure, *, uri: str | None = None) -> None:
     """Keep a matplotlib figure as the run's artifact ``name``."""
-    connect(uri).log_figure(run_id, figure, name)
+    _client(uri).log_figure(run_id, figure, name)
 
 
+@_retryable
 def log_folder(run_id: str, folder: Path, name: str, *, uri: str | None = None) -> None:
     """Keep the files of ``folder`` as the run's artifact folder ``name``."""
-    connect(uri).log_artifacts(run_id, str(folder), name)
+    _client(uri).log_artifacts(run_id, str(folder), name)
 
 
+@_retryable
 def finish(
     run_id: str, status: Status, *, tags: Mapping[str, str] | None = None, uri: str | None = None
 ) -> None:
     """End the run."""
     if tags:
         set_tags(run_id, tags, uri=uri)
-    connect(uri).set_terminated(run_id, status)
+    _client(uri).set_terminated(run_id, status)
 
 
 def flatten(section: BaseModel) -> dict[str, str]:
