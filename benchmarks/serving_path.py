@@ -241,7 +241,8 @@ def main() -> None:
         ):
             with context as target:
                 found[path] = run_cases(target, options.requests, options.rounds)
-            print(f"{path}: measured", file=sys.stderr)
+            rates = {f"{case.name} {case.concurrency}": round(r["rps"], 1) for case, r in found[path].items()}
+            print(f"{path}: {rates}", file=sys.stderr, flush=True)
     for case in CASES:
         report(case, {path: results[case] for path, results in found.items()})
 
