@@ -255,6 +255,33 @@ def test_after_a_restart_with_a_broken_wish_the_old_champion_serves(sim):
     assert sim.traffic["aliases"]["champion"] == "1"
 
 
+def test_what_replicas_said_of_an_older_configuration_is_not_counted_upon(sim):
+    sim.aliases["champion"] = "1"
+    sim.run()
+    sim.apps = {}
+    sim.config["http"]["max_tokens"] = 7
+    sim.one_pass()
+    sim.one_pass()
+    assert sim.told["http"]["max_tokens"] == 7
+    assert sim.told["traffic"] is None
+    sim.run()
+    assert sim.traffic["aliases"]["champion"] == "1"
+
+
+@pytest.mark.parametrize(("alias", "after"), [("challenger", {"champion": "2", "challenger": "3"}),
+                                              ("champion", {"champion": "3"})])  # fmt: skip
+def test_a_move_between_the_decision_and_its_aliases_is_left_standing(sim, alias, after):
+    sim.aliases |= {"champion": "1", "challenger": "2"}
+    sim.run()
+    sim.rates = {"champion": (400, 80), "challenger": (400, 240)}
+    while not sim.decisions:
+        sim.one_pass()
+    sim.aliases[alias] = "3"
+    sim.run()
+    assert sim.trials["support-chat-1"].verdict == "promote"
+    assert sim.aliases == {**after, "previous": "1"}
+
+
 def test_without_a_champion_alias_nobody_is_served(sim):
     sim.aliases["champion"] = "1"
     sim.run()
