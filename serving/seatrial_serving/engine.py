@@ -30,6 +30,7 @@ from seatrial_serving.base import check_folder, resolve
 from seatrial_serving.errors import App
 from seatrial_serving.forward import DEPLOYMENT, Forwarder, Part, drive
 from seatrial_serving.live import Live, Rules
+from seatrial_serving.loopback import bind_inner_port
 from seatrial_serving.recorder import Recorder, store_of
 from seatrial_serving.request import encode
 from seatrial_serving.spec import (
@@ -150,6 +151,7 @@ class _Engine(LLMServer):
     """vLLM in this process, and its OpenAI app."""
 
     async def _start(self, spec: Spec, model_id: str, path: Path, device: str, *, lora: bool) -> None:
+        bind_inner_port()
         config = _llm_config(spec, model_id, path, device=device, lora=lora)
         await LLMServer.__init__(self, config, engine_cls=_OneProcessEngine if device == "cpu" else None)
         self._openai: App = await self.engine.build_asgi_app()

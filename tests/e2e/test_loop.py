@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -18,6 +17,7 @@ import pytest
 from demo.loop import SERVICE
 from demo.stack import Stack, tool, up
 from seatrial.registry.client import connect
+from seatrial.stack import processes, state
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parent.parent.parent
@@ -118,6 +118,18 @@ def test_the_readmes_python_example_runs(finished):
     exec(compile(example, "README.md", "exec"), {"SERVE_URL": finished.stack.service})  # noqa: S102
 
 
+def test_replicas_listen_on_loopback_only(finished):
+    running = state.read(finished.stack.work / ".seatrial")
+    assert running is not None
+    ours = {process.pid for process in processes.find(running)}
+    listening = [
+        c for c in psutil.net_connections("inet") if c.status == psutil.CONN_LISTEN and c.pid in ours
+    ]
+    assert listening
+    inside = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+    assert [connection for connection in listening if connection.laddr.ip not in inside] == []
+
+
 def test_answers_continue_without_controller_and_mlflow(finished):
     stack = finished.stack
     doomed = [part(stack, "seatrial.controller"), part(stack, "mlflow server")]
@@ -126,11 +138,13 @@ def test_answers_continue_without_controller_and_mlflow(finished):
             each.send_signal(signal.SIGKILL)
     answers = [ask(stack, f"alone-{number}") for number in range(10)]
     assert [answer.status_code for answer in answers] == [200] * 10
+    running = state.read(stack.work / ".seatrial")
     status = seatrial(stack, "status")
     assert status.returncode != 0
     assert "mlflow" in status.stdout + status.stderr
     assert seatrial(stack, "down").returncode == 0
-    assert _left_behind(stack) == []
+    assert running is not None
+    assert processes.find(running) == []
 
 
 def test_the_same_stack_comes_back_as_it_was(finished):
@@ -148,15 +162,3 @@ def _answers(stack: Stack) -> bool:
         return ask(stack, "probe").status_code == 200
     except httpx.TransportError:
         return False
-
-
-def _left_behind(stack: Stack) -> list[str]:
-    found = []
-    for process in psutil.process_iter(["pid", "name"]):
-        try:
-            home = process.environ().get("SEATRIAL_HOME", "")
-        except (psutil.AccessDenied, psutil.NoSuchProcess):
-            continue
-        if process.pid != os.getpid() and home.startswith(str(stack.work)):
-            found.append(process.info["name"])
-    return found

@@ -125,7 +125,9 @@ def register(
     if manifest.base is not None:
         labels |= {"seatrial.base": manifest.base.ref, "seatrial.base_digest": manifest.base.digest}
     source = f"{client.get_run(run_id).info.artifact_uri}/{artifact_path}"
-    made = client.create_model_version(name, source, run_id=run_id, tags={**labels, **(tags or {})})
+    made = client.create_model_version(
+        name, source, run_id=run_id, tags={**labels, **(tags or {})}, await_creation_for=0
+    )
     return str(made.version)
 
 
