@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,10 +33,10 @@ def main() -> int:
     try:
         with report.stage("up", "0  MLflow, Ray and the controller", console):
             stack = up(WORK)
-        loop = Loop(stack, FULL, report, console)
-        loop.run()
+        with closing(Loop(stack, FULL, report, console)) as loop:
+            loop.run()
         report.values["seconds"]["total"] = round(time.monotonic() - started, 1)
-        _finish(console, stack, report, loop)
+        _finish(console, stack, report)
     except KeyboardInterrupt:
         console.print("\ninterrupted: ending everything that was started")
         return 130
@@ -47,7 +48,7 @@ def main() -> int:
     return 0
 
 
-def _finish(console: Console, stack: Stack, report: Report, loop: Loop) -> None:
+def _finish(console: Console, stack: Stack, report: Report) -> None:
     path = WORK / "report.json"
     path.write_text(json.dumps(report.values, indent=2) + "\n", encoding="utf-8")
     values = report.values

@@ -66,6 +66,10 @@ class Loop:
         self._stack, self._scale, self._report, self._console = stack, scale, report, console
         self._mlflow = httpx.Client(base_url=f"{stack.mlflow}/api/2.0/mlflow", timeout=30)
 
+    def close(self) -> None:
+        """Close the connection to MLflow."""
+        self._mlflow.close()
+
     def run(self) -> None:
         """Every stage in order."""
         stage = self._report.stage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +41,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     try:
         stack = up(work)
         report = Report()
-        loop = Loop(stack, scale, report, Console(file=sys.stdout, highlight=False))
-        loop.run()
-        yield Finished(stack, loop, report.values, loop.replies)
+        with closing(Loop(stack, scale, report, Console(file=sys.stdout, highlight=False))) as loop:
+            loop.run()
+            yield Finished(stack, loop, report.values, loop.replies)
     finally:
         down(work)
