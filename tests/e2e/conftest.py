@@ -28,7 +28,7 @@ class Finished:
     replies: list[Reply]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     work = tmp_path_factory.mktemp("e2e")
     scale = Scale(
