@@ -46,11 +46,10 @@ def test_no_prompt_is_asked_twice(train_rows: Rows, heldout_rows: Rows) -> None:
 def test_no_summary_of_a_heldout_symbol_is_learnt(
     train_rows: Rows, heldout_rows: Rows, text_rows: list[str]
 ) -> None:
-    secret = {
-        words(row["prompt"].split("?", 1)[1]) for row in heldout_rows if row["task"] == "summary_to_module"
-    }
+    asked = [row for row in heldout_rows if row["task"] == "summary_to_module"]
+    secret = {words(row["prompt"].removesuffix(" Which module does this?")) for row in asked}
     assert len(secret) > 300
-    shown = {words(row["prompt"].split("?", 1)[1]) for row in train_rows if "?" in row["prompt"]}
+    shown = {words(row["prompt"].removesuffix(" Which module does this?")) for row in train_rows}
     shown |= {words(row["response"]) for row in train_rows}
     assert not secret & shown
     text = "\n".join(words(row) for row in text_rows)
@@ -69,9 +68,8 @@ def test_no_name_of_a_heldout_symbol_heads_a_text(heldout_rows: Rows, text_rows:
 
 
 def test_the_text_does_not_show_the_questions(text_rows: list[str]) -> None:
-    assert not [
-        row for row in text_rows if row.startswith(("Which module", "Complete the call", "What does"))
-    ]
+    questions = ("which module?", "Which module does this?", "what does it do?", "which parameters?")
+    assert not [row for row in text_rows if any(question in row for question in questions)]
 
 
 def test_the_same_python_and_seed_give_the_same_bytes(made: Summary, tmp_path: Path) -> None:

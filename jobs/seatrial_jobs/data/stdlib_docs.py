@@ -26,9 +26,9 @@ MAX_SUMMARY_WORDS = 24
 TASK_SHARES = {
     "name_to_module": 1.0,
     "summary_to_module": 1.0,
-    "method_to_class": 0.3,
-    "signature": 0.2,
-    "name_to_summary": 0.15,
+    "method_to_class": 0.25,
+    "signature": 0.1,
+    "name_to_summary": 0.1,
 }
 """Share of the symbols that each question is asked about."""
 
@@ -105,17 +105,21 @@ def summary_of(doc: str) -> str | None:
 
 
 def pairs_of(symbol: Symbol, seed: int) -> list[Pair]:
-    """The questions that are asked about ``symbol``; the wordier ones are asked about some symbols only."""
+    """The questions that are asked about ``symbol``; the wordier ones are asked about some symbols only.
+
+    What is asked about comes first, as it does in the plain text: a small model then learns the questions
+    from far fewer examples.
+    """
     summary = summary_of(symbol.doc)
     owner, _, last = symbol.path.rpartition(".")
-    asked = [("name_to_module", f"Which module has {symbol.name}?", symbol.module)]
+    asked = [("name_to_module", f"{symbol.name}: which module?", symbol.module)]
     if summary:
-        asked.append(("summary_to_module", f"Which module can do this? {summary}", symbol.module))
-        asked.append(("name_to_summary", f"What does {symbol.path} do?", summary))
+        asked.append(("summary_to_module", f"{summary} Which module does this?", symbol.module))
+        asked.append(("name_to_summary", f"{symbol.path}: what does it do?", summary))
     if summary and symbol.kind == "method":
-        asked.append(("method_to_class", f"Which class has the method {last}? {summary}", owner))
+        asked.append(("method_to_class", f"{last}: {summary} Which class has this method?", owner))
     if symbol.parameters:
-        asked.append(("signature", f"Complete the call: {symbol.path}(", symbol.parameters[1:]))
+        asked.append(("signature", f"{symbol.path}: which parameters?", symbol.parameters[1:-1] or "none"))
     return [
         Pair(prompt, response, task, symbol.path)
         for task, prompt, response in asked
