@@ -103,6 +103,23 @@ def make_adapter(base: Path, folder: Path, *, seed: int, rank: int = 8) -> Path:
     return folder
 
 
+def greedy_answer(base: Path, adapter: Path, messages: list[dict[str, str]], tokens: int) -> str:
+    """What transformers and PEFT answer, in float32."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter
+    )
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+    with torch.no_grad():
+        answer = model.generate(**prompt, max_new_tokens=tokens, do_sample=False)
+    given = prompt["input_ids"].shape[1]
+    return str(tokenizer.decode(answer[0, given:], skip_special_tokens=True))
+
+
 @contextmanager
 def process(command: list[str], log: Path, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """A child in a session of its own; at the end it and all that it started are gone."""

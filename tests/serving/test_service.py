@@ -90,6 +90,7 @@ class Stand:
 
 
 ENGINE = {
+    "dtype": "float32",
     "enforce_eager": True,
     "device": "cpu",
     "max_num_seqs": 16,
@@ -145,6 +146,9 @@ def test_every_user_keeps_an_arm_and_each_arm_answers_differently(stand: Stand) 
     assert all(row["status"] == 200 and row["completion_tokens"] == 12 for row in rows)
     answers = {model: text_of(client, f"{SERVICE}@{model}") for model in ("1", "2", "champion", "challenger")}
     assert answers["1"] == answers["champion"] != answers["challenger"] == answers["2"]
+    for version in ("1", "2"):
+        expected = stage.greedy_answer(stand.base, stand.base.parent / f"adapter{version}", MESSAGES, 12)
+        assert answers[version] == expected, "token for token what transformers and PEFT give"
 
 
 def text_of(client: openai.OpenAI, model: str) -> str:
