@@ -37,6 +37,8 @@ class Spec(Section):
     service: ServiceSpec
     base_path_ref: str | None = None
     """The base with its alias pinned; `service.engine.base` when not given."""
+    attempt: float = 0.0
+    """When a person asked for it; another value starts the replicas anew."""
     version: str | None = Field(default=None, pattern=r"^[1-9][0-9]*$")
     """The full model that `build_full` serves."""
     digest: str | None = None

@@ -36,6 +36,11 @@ class Bench:
         self.controller = Controller(self.store, self.serve, mlflow_uri)
         self.client = connect(mlflow_uri)
 
+    def deploy(self, **engine: Any) -> None:
+        """What `seatrial deploy` writes down, with changes of the engine."""
+        config = self.store.services()[NAME]["config"]
+        self.store.put_service(NAME, config | {"engine": config["engine"] | engine}, now=time.time())
+
     def version(self) -> str:
         """A registered version with the tags that a Seatrial job gives it."""
         tags = {"seatrial.kind": "adapter", "seatrial.digest": uuid.uuid4().hex}
@@ -117,7 +122,17 @@ def test_an_engine_that_cannot_start_says_why_and_deploying_again_tries_again(be
     assert "the base model is not there" in bench.status()["message"]
     assert not bench.controller.one_pass()
     bench.cluster.broken.write_text("")
-    bench.store.put_service(NAME, bench.store.services()[NAME]["config"], now=time.time())
+    bench.deploy()
+    bench.until(lambda: bench.status()["state"] == "waiting", timeout_s=120)
+
+
+def test_a_new_engine_that_cannot_start_leaves_the_old_one_and_deploying_again_tries_again(bench: Bench):
+    bench.cluster.broken.write_text("engine")
+    bench.deploy(max_model_len=256)
+    bench.until(lambda: bench.status()["state"] == "failed", timeout_s=180)
+    assert not bench.controller.one_pass()
+    bench.cluster.broken.write_text("")
+    bench.deploy(max_model_len=256)
     bench.until(lambda: bench.status()["state"] == "waiting", timeout_s=120)
 
 

@@ -54,6 +54,8 @@ class Sim:
     def __init__(self, kinds: dict[str, str] | None = None, **trial: Any) -> None:
         self.now = 1_000_000.0
         self.config = config(**trial)
+        self.config_at = 1.0
+        self.status = "RUNNING"
         self.kinds = kinds or {}
         self.aliases: dict[str, str] = {}
         self.tags: dict[tuple[str, str], str] = {}
@@ -81,7 +83,7 @@ class Sim:
             known |= {trial.champion, trial.challenger}
         versions = {version: self._info(version) for version in known}
         desired = DesiredService(
-            NAME, self.config, "/", "models:/base/1", dict(self.aliases), versions, config_at=1.0
+            NAME, self.config, "/", "models:/base/1", dict(self.aliases), versions, self.config_at
         )
         decision = self.decisions.get(trial.id) if trial else None
         service = ObservedService(
@@ -94,7 +96,7 @@ class Sim:
             max((each.number for each in self.trials.values()), default=0),
         )
         apps = {
-            name: AppStatus(name, "RUNNING", "", app, tuple(self.listed) if name == NAME else ("full",))
+            name: AppStatus(name, self.status, "", app, tuple(self.listed) if name == NAME else ("full",))
             for name, app in self.apps.items()
         }
         return Desired((desired,)), Observed(apps, {NAME: service})
@@ -124,6 +126,10 @@ class Sim:
     @property
     def told(self) -> dict[str, Any]:
         return self.apps[NAME]["deployments"][0]["user_config"] if NAME in self.apps else {}
+
+    @property
+    def args(self) -> dict[str, Any]:
+        return dict(self.apps[NAME]["args"])
 
     @property
     def traffic(self) -> dict[str, Any]:

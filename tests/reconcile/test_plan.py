@@ -125,6 +125,30 @@ def test_a_challenger_that_cannot_be_loaded_opens_no_trial_and_is_tried_again_la
     assert sim.trials["support-chat-1"].challenger == "2"
 
 
+def test_deploying_again_what_failed_to_start_changes_what_serve_is_told_once(sim):
+    sim.run()
+    first = sim.args
+    sim.status = "DEPLOY_FAILED"
+    sim.run()
+    assert sim.args == first
+    sim.config_at = 2.0
+    sim.one_pass()
+    again = sim.args
+    assert {key for key in again if again[key] != first[key]} == {"attempt"}
+    sim.run()
+    assert sim.args == again
+
+
+def test_rules_that_change_on_the_fly_replace_no_replica(sim):
+    sim.run()
+    before = sim.args
+    sim.config["http"]["max_tokens"] = 7
+    sim.config_at = 2.0
+    sim.run()
+    assert sim.told["http"]["max_tokens"] == 7
+    assert sim.args == before
+
+
 def test_setting_the_alias_again_tries_at_once(sim):
     sim.aliases["champion"] = "1"
     sim.broken.add("2")

@@ -326,12 +326,12 @@ def ray_cluster(
         folder / "home",
         f"127.0.0.1:{ports['gcs']}",
     )
-    with process(command, folder / "ray.log", environment):
-        try:
+    try:
+        with process(command, folder / "ray.log", environment):
             wait_until(lambda: answers(f"{cluster.dashboard}/api/serve/applications/"), 240, "Ray")
             yield cluster
-        finally:
-            logs = folder / "ray-logs"
-            if (short / "session_latest" / "logs").exists():
-                shutil.copytree(short / "session_latest" / "logs", logs, dirs_exist_ok=True)
-    shutil.rmtree(short, ignore_errors=True)
+    finally:
+        logs = short / "session_latest" / "logs"
+        if logs.exists():
+            shutil.copytree(logs, folder / "ray-logs", dirs_exist_ok=True)
+        shutil.rmtree(short, ignore_errors=True)

@@ -71,14 +71,7 @@ def _put_apps(view: View) -> list[Action]:
         if (name == view.desired.name or name.startswith(prefix)) and app.status != "DELETING"
     }
     is_same = all(app["name"] in present and _holds(present[app["name"]].config or {}, app) for app in wanted)
-    # Deploying again what failed is a person's way of saying: try again.
-    is_again = (
-        view.app is not None
-        and view.app.status == "DEPLOY_FAILED"
-        and view.observed.state.phase == "failed"
-        and view.desired.config_at > view.observed.state.config_at
-    )
-    if is_same and not present.keys() - names and not is_again:
+    if is_same and not present.keys() - names:
         return []
     return [PutApps(view.desired.name, wanted, tuple(sorted(names | present.keys())))]
 

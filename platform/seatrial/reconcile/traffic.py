@@ -20,7 +20,7 @@ def wanted_apps(view: View) -> tuple[dict[str, Any], ...]:
         "name": view.desired.name,
         "route_prefix": view.desired.route_prefix,
         "import_path": ENGINE,
-        "args": {"service": _engine_section(view), "base_path_ref": view.desired.base_ref},
+        "args": _engine_args(view),
         "deployments": [
             {
                 "name": ENGINE_DEPLOYMENT,
@@ -30,6 +30,20 @@ def wanted_apps(view: View) -> tuple[dict[str, Any], ...]:
         ],
     }
     return (main, *_full_apps(view, told))
+
+
+def _engine_args(view: View) -> dict[str, Any]:
+    """What the replicas are built from; a change replaces them.
+
+    ``attempt`` is when a person last asked for exactly this. Ray Serve does nothing when it is told again
+    what has failed to start, so deploying again after a failure must change something.
+    """
+    asked_at = view.desired.config_at
+    wanted = {"service": _engine_section(view), "base_path_ref": view.desired.base_ref}
+    told = dict(((view.app.config if view.app else None) or {}).get("args") or {})
+    attempt: float = told.pop("attempt", asked_at)
+    is_again = view.app is not None and view.app.status == "DEPLOY_FAILED" and attempt < asked_at
+    return {**wanted, "attempt": asked_at if is_again or told != wanted else attempt}
 
 
 def user_config(view: View) -> dict[str, Any]:
