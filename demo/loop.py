@@ -33,7 +33,7 @@ class Scale:
     first: Path
     second: Path
     service: Path = REPOSITORY / "demo" / "service.yaml"
-    most_units: int = 600
+    most_units: int = 2000
     verdict_timeout_s: float = 120.0
 
 

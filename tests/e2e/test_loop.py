@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -21,6 +24,8 @@ from seatrial.stack import processes, state
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parent.parent.parent
+HERE = Path(__file__).parent / "recipes"
+ADDRESSES = ("SEATRIAL_", "RAY_", "MLFLOW_")
 REPORT_KEYS = {
     "dataset": {"pairs_read", "pairs_kept", "digest"},
     "serving": {"requests", "failed", "swap_s"},
@@ -155,6 +160,31 @@ def test_the_same_stack_comes_back_as_it_was(finished):
     assert seatrial(stack, "rollback", SERVICE).returncode == 0
     before = finished.report["champion_before"]
     until(lambda: ask(stack, "later").headers["x-seatrial-version"] == before)
+
+
+def test_the_readmes_commands_run_as_they_stand(finished):
+    """In a folder with a smaller model's recipes under the README's names; it ends with `seatrial down`."""
+    work = finished.stack.work
+    (work / "demo").mkdir()
+    (work / "recipes").mkdir()
+    shutil.copy(HERE / "service.yaml", work / "demo" / "service.yaml")
+    shutil.copy(HERE / "base.yaml", work / "recipes" / "pretrain_tiny_cpu.yaml")
+    shutil.copy(HERE / "second.yaml", work / "recipes" / "lora_tiny_cpu.yaml")
+    (work / ".venv").symlink_to(sys.prefix)
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.M | re.S)
+    script = "\n".join(block for block in blocks if not block.startswith("make"))
+    env = {key: value for key, value in os.environ.items() if not key.startswith(ADDRESSES)}
+    running = state.read(work / ".seatrial")
+    done = subprocess.run(
+        ["bash", "-eux", "-o", "pipefail", "-c", script],
+        cwd=work, env=env, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    for said in ("registered", "serving: version", '"model":"stdlib-helper@', "challenger 2"):
+        assert said in done.stdout
+    assert running is not None
+    assert processes.find(running) == []
 
 
 def _answers(stack: Stack) -> bool:

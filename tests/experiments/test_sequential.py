@@ -6,9 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from seatrial.experiments.guardrails import share_above_p
-from seatrial.experiments.sequential import ArmStats, compare
+from seatrial.experiments.sequential import ArmStats, compare, compare_ratio
 from seatrial.experiments.srm import sample_ratio_p
 
 # Published with GrowthBook's implementation of the same sequence.
@@ -46,6 +48,49 @@ def test_the_p_value_meets_alpha_where_the_interval_touches_zero(relative):
         assert (close.p_value <= 0.05) == (close.low > 0)
 
 
+@settings(deadline=None)
+@given(st.integers(2, 2000), st.integers(2, 2000), st.floats(0, 1), st.floats(0, 1))
+def test_a_lift_leaves_zero_exactly_when_the_difference_does(n, m, p, q):
+    arms = ArmStats(n, round(n * p), round(n * p)), ArmStats(m, round(m * q), round(m * q))
+    difference = compare(*arms, tuning_n=300, relative=False, proportion=True)
+    lift = compare_ratio(*arms, tuning_n=300, proportion=True)
+    if lift.is_defined:
+        assert lift.low <= lift.estimate <= lift.high
+        assert lift.p_value == difference.p_value
+        for side in ("low", "high"):
+            there, here = getattr(difference, side), getattr(lift, side)
+            if abs(there) > 1e-9:
+                assert math.copysign(1, there) == math.copysign(1, here)
+
+
+def test_a_lift_over_a_negative_mean_is_measured_against_its_size():
+    control, treatment = ArmStats(2000, -4000.0, 10_000.0), ArmStats(2000, -2000.0, 4_000.0)
+    found = compare_ratio(control, treatment, tuning_n=1000)
+    assert found.estimate == pytest.approx(0.5)
+    assert 0.4 < found.low < 0.5 < found.high < 0.6
+
+
+def test_with_a_well_known_control_the_two_lifts_agree():
+    delta, inverted = (each(*SHARES, tuning_n=5000, proportion=True) for each in (compare, compare_ratio))
+    assert (inverted.low, inverted.high) == pytest.approx((delta.low, delta.high), abs=0.01)
+
+
+def test_looking_all_the_time_the_lift_covers_the_truth():
+    random = np.random.default_rng(5)
+    missed, trials, looks = 0, 400, range(100, 2001, 50)
+    for _ in range(trials):
+        a, b = (np.cumsum(random.random(1000) < share) for share in (0.1, 0.15))
+        missed += any(
+            found.is_defined and not found.low <= 0.5 <= found.high
+            for found in (_lift(int(a[n // 2 - 1]), int(b[n // 2 - 1]), n // 2) for n in looks)
+        )
+    assert missed / trials <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / trials)
+
+
+def _lift(a: int, b: int, n: int):
+    return compare_ratio(ArmStats(n, a, a), ArmStats(n, b, b), tuning_n=400, proportion=True)
+
+
 def test_swapping_the_arms_swaps_the_difference():
     there = compare(*MEANS, tuning_n=1000, relative=False)
     back = compare(*reversed(MEANS), tuning_n=1000, relative=False)
@@ -71,7 +116,8 @@ def test_what_cannot_be_known_is_undefined_and_decides_nothing(control, treatmen
 
 def test_a_lift_over_nothing_is_undefined_but_the_difference_is_not():
     control, treatment = ArmStats(300, 0, 0), ArmStats(300, 120, 120)
-    assert not compare(control, treatment, tuning_n=200, proportion=True).is_defined
+    for each in (compare, compare_ratio):
+        assert not each(control, treatment, tuning_n=200, proportion=True).is_defined
     difference = compare(control, treatment, tuning_n=200, relative=False, proportion=True)
     assert difference.low > 0
 

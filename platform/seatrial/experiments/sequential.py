@@ -100,6 +100,48 @@ def compare(
     return _sequence(lift, variance, control.n + treatment.n, alpha, tuning_n)
 
 
+def compare_ratio(
+    control: ArmStats,
+    treatment: ArmStats,
+    *,
+    alpha: float = 0.05,
+    tuning_n: float,
+    proportion: bool = False,
+) -> Comparison:
+    """The treatment's lift over the control by test inversion; it agrees with the plain difference.
+
+    A lift is in the interval as long as the sequence around ``treatment - (1 + lift) * control`` still holds
+    zero: Fieller's argument (Supplement to the JRSS 7, 1940) with a confidence sequence in place of Student's
+    interval. So zero is outside exactly when :func:`compare` of the plain difference excludes it, which the
+    delta method of ``relative`` does not promise when the control's mean is small.
+
+    Undefined (all NaN): an arm is empty or has no known variance; the control's mean is not told apart from
+    zero, so that no lift can be excluded.
+
+    Raises:
+        ValueError: ``alpha`` or ``tuning_n`` out of range.
+    """
+    plain = compare(
+        control, treatment, alpha=alpha, tuning_n=tuning_n, relative=False, proportion=proportion
+    )
+    if not plain.is_defined:
+        return UNDEFINED
+    a, b = control.mean, treatment.mean
+    a_variance = control.variance(proportion=proportion) / control.n
+    b_variance = treatment.variance(proportion=proportion) / treatment.n
+    # Half-width over standard error: the same for every ratio, since it depends on n alone.
+    factor = (plain.high - plain.estimate) ** 2 / (a_variance + b_variance)
+    # Ratios r with (b - r a)² <= factor (b_variance + r² a_variance), between the roots of a quadratic.
+    leading = a**2 - factor * a_variance
+    if leading <= 0:
+        return UNDEFINED
+    root = math.sqrt(max(0.0, (a * b) ** 2 - leading * (b**2 - factor * b_variance)))
+    low, high = (a * b - root) / leading, (a * b + root) / leading
+    if a < 0:
+        return Comparison((b - a) / -a, 1 - high, 1 - low, plain.p_value)
+    return Comparison((b - a) / a, low - 1, high - 1, plain.p_value)
+
+
 def rho(alpha: float, tuning_n: float) -> float:
     """The mixture's scale that makes the interval tightest at ``tuning_n`` (equation 161 of the paper)."""
     return math.sqrt((-2 * math.log(alpha) + math.log(1 - 2 * math.log(alpha))) / tuning_n)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from seatrial.experiments.evidence import ArmEvidence, Evidence, finite
 from seatrial.experiments.guardrails import share_above_p
-from seatrial.experiments.sequential import UNDEFINED, Comparison, compare
+from seatrial.experiments.sequential import UNDEFINED, Comparison, compare, compare_ratio
 from seatrial.experiments.srm import sample_ratio_p
 
 VerdictName = Literal["promote", "roll_back", "inconclusive", "invalid", "superseded"]
@@ -59,8 +59,9 @@ class Judgement:
     """One look at a trial. ``verdict`` is None while it goes on; then ``reason`` says what is missing.
 
     ``difference`` (treatment minus control) decides. ``lift`` is the same relative to the control, for
-    reading: it is undefined where the control's mean is zero or near it, which must not keep a challenger
-    that answers from beating a champion that never does.
+    reading; its interval leaves zero together with the difference's. It is undefined where the control's
+    mean is not told apart from zero, which must not keep a challenger that answers from beating a champion
+    that never does.
     """
 
     verdict: VerdictName | None
@@ -101,8 +102,7 @@ def judge(
     counts = [evidence.arm(name).assigned_units for name in shares]
     srm_p = sample_ratio_p(counts, list(shares.values()))
     failures_p = share_above_p(b.failures, b.requests, policy.max_error_share)
-    difference = _compare(a, b, policy, relative=False)
-    lift = _compare(a, b, policy, relative=True)
+    difference, lift = _compare(a, b, policy)
     verdict, reason = _decide(policy, a, b, srm_p, failures_p, difference, now - opened_at)
     return Judgement(verdict, reason, srm_p, failures_p, difference, lift)
 
@@ -155,19 +155,19 @@ def _won(is_promotion: bool, metric: str, difference: Comparison) -> tuple[Verdi
     return ("promote" if is_promotion else "roll_back"), f"{metric}: the challenger is {side}, {shown}"
 
 
-def _compare(a: ArmEvidence, b: ArmEvidence, policy: TrialPolicy, *, relative: bool) -> Comparison:
+def _compare(a: ArmEvidence, b: ArmEvidence, policy: TrialPolicy) -> tuple[Comparison, Comparison]:
+    """Difference and lift."""
     if not all(map(math.isfinite, (a.stats.total, b.stats.total))):
-        return UNDEFINED
+        return UNDEFINED, UNDEFINED
     # Units with several requests hold shares between 0 and 1, which vary less than p (1 - p).
     is_binary = all(math.isclose(arm.stats.total, arm.stats.total_squares) for arm in (a, b))
-    return compare(
-        a.stats,
-        b.stats,
-        alpha=policy.alpha,
-        tuning_n=policy.tuning_units,
-        relative=relative,
-        proportion=policy.proportion and is_binary,
-    )
+    settings: dict[str, Any] = {
+        "alpha": policy.alpha,
+        "tuning_n": policy.tuning_units,
+        "proportion": policy.proportion and is_binary,
+    }
+    difference = compare(a.stats, b.stats, relative=False, **settings)
+    return difference, compare_ratio(a.stats, b.stats, **settings)
 
 
 def _number(value: float | None) -> float:
