@@ -9,6 +9,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
 
@@ -96,11 +97,18 @@ def answering() -> Iterator[None]:
 
 
 def migrate(engine: Engine) -> None:
-    """Create or upgrade the tables; safe when several processes do it at once."""
+    """Create or upgrade the tables; safe when several processes do it at once.
+
+    Raises:
+        UserError: the tables were made by a version of Seatrial that this one does not know.
+    """
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     with writing(engine) as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise UserError(f"SEATRIAL_STORE_URL: {error}: use the Seatrial that made its tables") from error

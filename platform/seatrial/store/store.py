@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 
 from seatrial.experiments.evidence import Evidence
 from seatrial.experiments.trial import Decision, Look, Trial
-from seatrial.store import trials, writer
+from seatrial.store import lease, trials, writer
 from seatrial.store.database import migrate, open_engine, reading, writing
 from seatrial.store.evidence import read_evidence
 from seatrial.store.tables import replicas, services
@@ -69,6 +69,16 @@ class Store:
         with writing(self.engine) as connection:
             writer.forget_replicas(connection, before=before)
 
+    def take_lease(self, name: str, holder: str, *, now: float, lasts_s: float) -> str:
+        """Take or renew the lease unless another holder's still runs; whose it is afterwards."""
+        with writing(self.engine) as connection:
+            return lease.take(connection, name, holder, now=now, lasts_s=lasts_s)
+
+    def give_back_lease(self, name: str, holder: str) -> None:
+        """Let the next one take the lease at once; another holder's stays."""
+        with writing(self.engine) as connection:
+            lease.give_back(connection, name, holder)
+
     def put_service(self, name: str, config: dict[str, Any], *, now: float) -> bool:
         """Insert the service, or replace its configuration; whether the configuration changed.
 
@@ -124,11 +134,6 @@ class Store:
         """The service's last trial, open or closed."""
         with reading(self.engine) as connection:
             return trials.latest_trial(connection, service)
-
-    def trials(self, service: str) -> list[Trial]:
-        """The service's trials, oldest first."""
-        with reading(self.engine) as connection:
-            return list(trials.list_trials(connection, service))
 
     def decide(self, decision: Decision) -> None:
         """Insert the decision; a trial's first one stands."""

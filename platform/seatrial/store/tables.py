@@ -123,3 +123,11 @@ replicas = Table(
     Column("at", Double, nullable=False),
     Index(None, "service"),
 )
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("holder", String(200), nullable=False),
+    Column("expires_at", Double, nullable=False),  # by the holder's clock
+)

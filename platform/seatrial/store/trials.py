@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, func, select, update
@@ -39,15 +38,11 @@ def latest_trial(connection: Connection, service: str) -> Trial | None:
     return None if row is None else _trial(row)
 
 
-def list_trials(connection: Connection, service: str) -> Sequence[Trial]:
-    """The service's trials, oldest first."""
-    statement = select(trials).where(trials.c.service == service).order_by(trials.c.number)
-    return [_trial(row) for row in connection.execute(statement).mappings()]
-
-
 def mark_step(connection: Connection, trial_id: str, step: str) -> None:
-    """Note that a closing step is done."""
-    done = json.loads(connection.execute(select(trials.c.steps).where(trials.c.id == trial_id)).scalar_one())
+    """Note that a closing step is done, beside those that others note at the same moment."""
+    # PostgreSQL locks the row until the transaction ends; SQLite's writers exclude each other anyway.
+    steps = select(trials.c.steps).where(trials.c.id == trial_id).with_for_update()
+    done = json.loads(connection.execute(steps).scalar_one())
     if step not in done:
         values = {"steps": json.dumps([*done, step])}
         connection.execute(update(trials).where(trials.c.id == trial_id).values(values))

@@ -64,7 +64,7 @@ def put_replica(connection: Connection, row: Row) -> None:
     """Insert or replace the replica's status; ``loaded`` may be a mapping or JSON text."""
     loaded = row["loaded"]
     values = {**row, "loaded": loaded if isinstance(loaded, str) else json.dumps(loaded, sort_keys=True)}
-    statement = _insert(connection, replicas).values(_complete(replicas, values))
+    statement = insert(connection, replicas).values(_complete(replicas, values))
     changed = {column.name: statement.excluded[column.name] for column in replicas.c}
     connection.execute(statement.on_conflict_do_update(index_elements=["replica_id"], set_=changed))
 
@@ -76,18 +76,19 @@ def forget_replicas(connection: Connection, *, before: float) -> None:
 
 def insert_new(connection: Connection, table: Table, row: Row) -> bool:
     """Insert one row unless its key is taken; whether it was inserted."""
-    statement = _insert(connection, table).values(_complete(table, row)).on_conflict_do_nothing()
+    statement = insert(connection, table).values(_complete(table, row)).on_conflict_do_nothing()
     return connection.execute(statement.returning(*table.primary_key)).first() is not None
 
 
-def _insert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
+def insert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
+    """The dialect's own INSERT, which knows ON CONFLICT."""
     return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
 
 
 def _insert_new(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
     if not rows:
         return
-    statement = _insert(connection, table).on_conflict_do_nothing()
+    statement = insert(connection, table).on_conflict_do_nothing()
     connection.execute(statement, [_complete(table, row) for row in rows])
 
 
