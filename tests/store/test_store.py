@@ -163,7 +163,48 @@ def test_a_trial_is_opened_decided_and_closed_once(store):
     closed = store.latest_trial("svc")
     assert (closed.state, closed.verdict, closed.closed_at) == ("closed", "promote", 20.0)
     store.open_trial(trial(2))
-    assert [each.id for each in store.trials("svc")] == ["svc-1", "svc-2"]
+    assert store.latest_trial("svc").id == "svc-2"
+
+
+def test_steps_that_are_noted_at_the_same_moment_are_all_kept(store):
+    store.open_trial(trial())
+    steps = [f"alias:{number}" for number in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda step: store.mark_step("svc-1", step), steps))
+    assert sorted(store.latest_trial("svc").steps) == sorted(steps)
+
+
+def test_a_lease_has_one_holder_until_it_runs_out_or_is_given_back(store):
+    def take(holder, now):
+        return store.take_lease("controller", holder, now=now, lasts_s=20)
+
+    assert take("a", 100) == "a"
+    assert take("b", 119) == "a"
+    assert take("a", 119) == "a"  # renewed: it lasts until 139
+    assert take("b", 138) == "a"
+    assert take("b", 139) == "b"
+    assert take("a", 140) == "b"
+    store.give_back_lease("controller", "a")
+    assert take("a", 141) == "b"
+    store.give_back_lease("controller", "b")
+    assert take("a", 142) == "a"
+
+
+def test_of_many_that_reach_for_a_lease_at_once_one_gets_it(store):
+    def reach(holder):
+        return store.take_lease("controller", holder, now=100, lasts_s=20)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(reach, (f"holder-{number}" for number in range(16))))
+    assert len(found) == 1
+
+
+def test_tables_of_a_newer_seatrial_are_refused_in_one_line(store):
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(UserError, match="9999") as error:
+        store.migrate()
+    assert "\n" not in str(error.value)
 
 
 def test_looks_are_kept_by_number_of_units(store):
