@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,9 @@ def policy(**values) -> TrialPolicy:
 
 def arm(name: str, n: int, wins: float, *, failures: int = 0, outcomes: int | None = None) -> ArmEvidence:
     seen = n if outcomes is None else outcomes
-    return ArmEvidence(name, name, n, n, n + failures, n, failures, 0, seen, ArmStats(n, wins, wins))
+    stats = ArmStats(n, wins, wins)
+    unanswered = n * failures / (n + failures) if failures else 0.0
+    return ArmEvidence(name, name, n, n, n + failures, n, failures, 0, seen, stats, unanswered)
 
 
 def look(a: ArmEvidence, b: ArmEvidence, rules: TrialPolicy, age_s: float = 10.0) -> Judgement:
@@ -57,6 +60,18 @@ def test_the_guardrail_comes_before_the_minimum_and_the_metric():
     found = look(arm("champion", 10, 3), arm("challenger", 10, 9, failures=20), policy())
     assert found.verdict == "roll_back"
     assert "max_error_share" in found.reason
+
+
+def test_answers_of_the_champion_in_the_challengers_place_count_against_the_challenger():
+    fallen = replace(B, fallbacks=400, unanswered=400.0)
+    found = look(A, fallen, policy())
+    assert found.verdict == "roll_back"
+    assert "400 fell back" in found.reason
+
+
+def test_one_users_retries_do_not_end_a_trial():
+    retried = replace(arm("challenger", 1, 0), requests=9, failures=9, unanswered=1.0)
+    assert look(arm("champion", 1, 0), retried, policy()).verdict is None
 
 
 def test_failures_of_the_champion_do_not_roll_the_challenger_back():
@@ -104,6 +119,20 @@ def test_missing_outcomes_never_promote():
     assert look(A, without, policy(metric={"missing": "exclude"})).verdict is None
 
 
+@pytest.mark.parametrize("mute", ["champion", "challenger"])
+def test_an_arm_whose_outcomes_do_not_arrive_never_gives_a_promotion(mute):
+    arms = {"champion": A, "challenger": B} | {mute: arm(mute, 400, 0, outcomes=0)}
+    for higher in (True, False):
+        rules = policy(metric={"higher_is_better": higher})
+        assert look(arms["champion"], arms["challenger"], rules).verdict != "promote"
+
+
+def test_a_handful_of_values_decides_nothing():
+    few = replace(B, stats=ArmStats(19, 19.0, 19.0))
+    found = look(A, few, policy(metric={"missing": "exclude"}))
+    assert (found.verdict, found.reason) == (None, "19 of 20 units with a value in the challenger arm")
+
+
 def test_a_champion_that_never_answers_well_can_be_beaten():
     found = look(arm("champion", 400, 0), arm("challenger", 400, 120), policy())
     assert found.verdict == "promote"
@@ -119,35 +148,74 @@ def test_a_judgement_survives_json():
     assert Evidence.from_json(evidence.to_json()).to_json() == evidence.to_json()
 
 
-def run_trials(rate_a: float, rate_b: float, trials: int, units: int, rules: TrialPolicy) -> list[str | None]:
+Values = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
+
+
+def rare(rate: float) -> Values:
+    return lambda random, shape: (random.random(shape) < rate).astype(float)
+
+
+def two_requests(rate: float) -> Values:
+    return lambda random, shape: (rare(rate)(random, shape) + rare(rate)(random, shape)) / 2
+
+
+def skewed(sigma: float) -> Values:
+    return lambda random, shape: np.exp(sigma * random.standard_normal(shape))
+
+
+def run_trials(
+    control: Values, treatment: Values, rules: TrialPolicy, *, share: float = 0.5, trials: int, units: int
+) -> list[str | None]:
     """Verdict of each trial, looked at after every 20 units. The order of units is the assignment's."""
     random = np.random.default_rng(2024)
-    verdicts: list[str | None] = []
-    for _ in range(trials):
-        in_b = random.random(units) < 0.5
-        hits = random.random(units) < np.where(in_b, rate_b, rate_a)
-        n_b, wins_b = np.cumsum(in_b), np.cumsum(hits & in_b)
-        n_a, wins_a = np.cumsum(~in_b), np.cumsum(hits & ~in_b)
-        found = None
-        for n in range(rules.minimum_units - 1, units, 20):
-            a = arm("champion", int(n_a[n]), int(wins_a[n]))
-            b = arm("challenger", int(n_b[n]), int(wins_b[n]))
-            found = look(a, b, rules).verdict
-            if found is not None:
-                break
-        verdicts.append(found)
-    return verdicts
+    in_b = random.random((trials, units)) < share
+    values = np.where(in_b, treatment(random, in_b.shape), control(random, in_b.shape))
+    sums = {
+        name: [np.cumsum(mask * power, axis=1) for power in (np.ones_like(values), values, values**2)]
+        for name, mask in (("champion", ~in_b), ("challenger", in_b))
+    }
+    shares = {"champion": 1 - share, "challenger": share}
+
+    def at(trial: int, n: int) -> str | None:
+        arms = []
+        for name, parts in sums.items():
+            count, total, squares = (float(part[trial, n]) for part in parts)
+            arms.append(replace(arm(name, int(count), 0), stats=ArmStats(int(count), total, squares)))
+        return judge(rules, shares, 0.0, Evidence(1.0, tuple(arms)), 1.0).verdict
+
+    looks = range(rules.minimum_units - 1, units, 20)
+    return [next(filter(None, (at(trial, n) for n in looks)), None) for trial in range(trials)]
 
 
-def test_equal_versions_are_rarely_told_apart_however_often_one_looks():
-    trials = 300
-    verdicts = run_trials(0.3, 0.3, trials, 1000, policy(minimum_units=100))
+@pytest.mark.parametrize(
+    ("values", "share", "kind"),
+    [
+        (rare(0.3), 0.5, "proportion"),
+        (rare(0.05), 0.9, "proportion"),
+        (rare(0.02), 0.05, "mean"),
+        (two_requests(0.05), 0.05, "proportion"),
+        (skewed(1.5), 0.1, "mean"),
+        (skewed(1.0), 0.02, "mean"),
+    ],
+)
+def test_equal_versions_are_rarely_told_apart_however_often_one_looks(values, share, kind):
+    trials, rules = 200, policy(metric={"type": kind})
+    verdicts = run_trials(values, values, rules, share=share, trials=trials, units=1000)
     wrong = sum(verdict in ("promote", "roll_back") for verdict in verdicts)
     assert wrong / trials <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / trials)
     assert sum(verdict == "invalid" for verdict in verdicts) <= 3
 
 
+def test_without_the_prior_units_a_small_arm_is_often_told_apart_from_its_equal(monkeypatch):
+    """The reason for them; with this test's seed and looks about half the trials went wrong."""
+    monkeypatch.setattr("seatrial.experiments.verdict.PRIOR_UNITS", 0.0)
+    verdicts = run_trials(
+        rare(0.02), rare(0.02), policy(metric={"type": "mean"}), share=0.05, trials=100, units=1000
+    )
+    assert sum(verdict in ("promote", "roll_back") for verdict in verdicts) > 30
+
+
 def test_a_real_lift_is_found():
-    verdicts = run_trials(0.3, 0.5, 60, 1000, policy(minimum_units=100))
+    verdicts = run_trials(rare(0.3), rare(0.5), policy(minimum_units=100), trials=60, units=1000)
     assert sum(verdict == "promote" for verdict in verdicts) >= 55
     assert "roll_back" not in verdicts

@@ -116,7 +116,17 @@ class Sim:
             stats = ArmStats(units, wins, wins)
             arms.append(
                 ArmEvidence(
-                    arm.name, arm.version, units, units, units + failed, units, failed, 0, units, stats
+                    arm.name,
+                    arm.version,
+                    units,
+                    units,
+                    units + failed,
+                    units,
+                    failed,
+                    0,
+                    units,
+                    stats,
+                    unanswered=units * failed / max(1, units + failed),
                 )
             )
         return Evidence(self.now, tuple(arms))

@@ -32,7 +32,7 @@ class TrialSection(Section):
     coverage: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of all units that take part; the others see the champion and are not counted."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Probability of a false decision over the whole life of the trial."""
+    """Probability that the metric decides wrongly, over the whole life of the trial and all looks."""
     minimum_units: PositiveInt = 200
     """Exposed units, over both arms, before the metric may decide."""
     tuning_units: PositiveInt | None = None
@@ -44,4 +44,6 @@ class TrialSection(Section):
     minimum_duration_s: Annotated[float, Field(ge=0)] = 0.0
     """Seconds before the metric may decide, so that a whole day or week is covered."""
     max_error_share: Share = 0.1
-    """Guardrail: share of the challenger's requests that may fail before it is rolled back."""
+    """Guardrail: share of a unit's requests that the challenger may leave unanswered, mean over its units."""
+    guardrail_alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Probability that the guardrail rolls back a challenger that keeps within it, over all looks."""

@@ -16,7 +16,11 @@ from seatrial.experiments.sequential import ArmStats
 
 @dataclass(frozen=True)
 class ArmEvidence:
-    """One arm. ``assigned_units`` counts every unit seen, ``stats`` only units with an answered request."""
+    """One arm. ``assigned_units`` counts every unit seen, ``stats`` only units with an answered request.
+
+    ``unanswered`` is the sum, over units, of the share of their requests that the arm's own version did not
+    answer: it failed, or another version had to stand in. A client's retries count within their unit.
+    """
 
     name: str
     version: str
@@ -28,6 +32,7 @@ class ArmEvidence:
     fallbacks: int
     outcomes: int
     stats: ArmStats
+    unanswered: float = 0.0
 
     @classmethod
     def empty(cls, name: str, version: str) -> ArmEvidence:

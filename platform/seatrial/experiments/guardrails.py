@@ -7,12 +7,15 @@ import math
 from scipy import special
 
 
-def share_above_p(failures: int, total: int, limit: float) -> float:
+def share_above_p(failures: float, total: int, limit: float) -> float:
     """Anytime-valid p-value of "the true share of failures is at most ``limit``".
+
+    ``failures`` is the sum over ``total`` units of values in [0, 1]: each unit's share of failed requests.
 
     A uniform mixture over the shares above the limit against the limit itself (the method of mixtures:
     Robbins 1970; Howard et al., arXiv:1810.08240). The likelihood ratio is monotone in the share, so the
     mixture is a supermartingale for every share up to the limit, and Ville's inequality holds at every look.
+    It is convex in each value, so a value between 0 and 1 gives at most what zeros and ones of its mean give.
 
     Raises:
         ValueError: counts that cannot be.

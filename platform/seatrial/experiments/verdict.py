@@ -13,8 +13,11 @@ from typing import Any, Literal
 
 from seatrial.experiments.evidence import ArmEvidence, Evidence, finite
 from seatrial.experiments.guardrails import share_above_p
-from seatrial.experiments.sequential import UNDEFINED, Comparison, compare, compare_ratio
+from seatrial.experiments.sequential import PRIOR_UNITS, UNDEFINED, Comparison, compare, compare_ratio
 from seatrial.experiments.srm import sample_ratio_p
+
+# Units with a value that each arm must have before the metric may decide.
+FEWEST_VALUES = 20
 
 VerdictName = Literal["promote", "roll_back", "inconclusive", "invalid", "superseded"]
 
@@ -34,6 +37,7 @@ class TrialPolicy:
     deadline_s: float
     minimum_duration_s: float
     max_error_share: float
+    guardrail_alpha: float
 
     @classmethod
     def from_json(cls, section: Mapping[str, Any]) -> TrialPolicy:
@@ -51,6 +55,7 @@ class TrialPolicy:
             deadline_s=section["deadline_h"] * 3600,
             minimum_duration_s=section["minimum_duration_s"],
             max_error_share=section["max_error_share"],
+            guardrail_alpha=section["guardrail_alpha"],
         )
 
 
@@ -101,7 +106,7 @@ def judge(
     a, b = evidence.arm(control), evidence.arm(treatment)
     counts = [evidence.arm(name).assigned_units for name in shares]
     srm_p = sample_ratio_p(counts, list(shares.values()))
-    failures_p = share_above_p(b.failures, b.requests, policy.max_error_share)
+    failures_p = share_above_p(b.unanswered, b.assigned_units, policy.max_error_share)
     difference, lift = _compare(a, b, policy)
     verdict, reason = _decide(policy, a, b, srm_p, failures_p, difference, now - opened_at)
     return Judgement(verdict, reason, srm_p, failures_p, difference, lift)
@@ -119,9 +124,9 @@ def _decide(
     if srm_p <= policy.sample_ratio_alpha:
         counts = f"{a.assigned_units} and {b.assigned_units} units"
         return "invalid", f"sample ratio: {counts} do not fit the split (p = {srm_p:.2g})"
-    if failures_p <= policy.alpha:
-        share = f"{b.failures} of {b.requests} requests of the {b.name} failed"
-        return "roll_back", f"guardrail: {share}, more than max_error_share {policy.max_error_share:g}"
+    if failures_p <= policy.guardrail_alpha:
+        counts = f"{b.failures} of {b.requests} requests failed and {b.fallbacks} fell back"
+        return "roll_back", f"guardrail: {b.name}: {counts}: over max_error_share {policy.max_error_share:g}"
     waiting = _waiting_for(policy, a, b, difference, age_s)
     if waiting is None and difference.low > 0:
         return _won(policy.higher_is_better, policy.metric, difference)
@@ -142,10 +147,14 @@ def _waiting_for(
         return f"{units} of {policy.minimum_units} units"
     if age_s < policy.minimum_duration_s:
         return f"the first {policy.minimum_duration_s:g} s are not over"
+    fewest = min(a, b, key=lambda arm: arm.stats.n)
+    if fewest.stats.n < FEWEST_VALUES:
+        return f"{fewest.stats.n} of {FEWEST_VALUES} units with a value in the {fewest.name} arm"
     is_better = difference.low > 0 if policy.higher_is_better else difference.high < 0
-    if is_better and b.outcomes == 0:
+    silent = next((arm.name for arm in (b, a) if arm.outcomes == 0), None)
+    if is_better and silent:
         # Silence may mean zero, as with complaints, or that outcomes are lost: it does not promote.
-        return f"no outcome {policy.metric} in the {b.name} arm"
+        return f"no outcome {policy.metric} in the {silent} arm"
     return None if difference.is_defined else f"{policy.metric}: no interval from these values"
 
 
@@ -165,6 +174,7 @@ def _compare(a: ArmEvidence, b: ArmEvidence, policy: TrialPolicy) -> tuple[Compa
         "alpha": policy.alpha,
         "tuning_n": policy.tuning_units,
         "proportion": policy.proportion and is_binary,
+        "prior_units": PRIOR_UNITS,
     }
     difference = compare(a.stats, b.stats, relative=False, **settings)
     return difference, compare_ratio(a.stats, b.stats, **settings)

@@ -39,6 +39,7 @@ def _arm(name: str, version: str, row: Any) -> ArmEvidence:
         fallbacks=int(row["fallbacks"]),
         outcomes=int(row["outcomes"]),
         stats=ArmStats(int(row["n"]), float(row["total"] or 0.0), float(row["total_squares"] or 0.0)),
+        unanswered=float(row["unanswered"]),
     )
 
 
@@ -79,6 +80,7 @@ def _by_unit(trial_id: str, policy: TrialPolicy) -> Select[Any]:
     """One row a unit and arm; its value is the mean over its answered requests."""
     request = _by_request(trial_id, policy).subquery("request")
     is_answered = request.c.answered == 1
+    is_left = or_(request.c.failed == 1, request.c.fell_back == 1)
     return select(
         request.c.arm,
         func.max(request.c.answered).label("exposed"),
@@ -88,6 +90,7 @@ def _by_unit(trial_id: str, policy: TrialPolicy) -> Select[Any]:
         func.sum(request.c.fell_back).label("fell_back"),
         func.sum(case((is_answered, request.c.outcomes), else_=0)).label("outcomes"),
         func.avg(case((is_answered, request.c.value), else_=None)).label("value"),
+        func.avg(case((is_left, 1.0), else_=0.0)).label("unanswered"),
     ).group_by(request.c.arm, request.c.unit)
 
 
@@ -103,6 +106,7 @@ def _by_arm(trial_id: str, policy: TrialPolicy) -> Select[Any]:
         func.sum(unit.c.failed).label("failures"),
         func.sum(unit.c.fell_back).label("fallbacks"),
         func.sum(unit.c.outcomes).label("outcomes"),
+        func.sum(cast(unit.c.unanswered, Float)).label("unanswered"),
         func.count(unit.c.value).label("n"),
         func.sum(value).label("total"),
         func.sum(value * value).label("total_squares"),
