@@ -15,6 +15,8 @@ from typing import Any
 REPOSITORY = Path(__file__).parent.parent
 # Part → its usual port; another free one is taken when it is in use.
 PORTS = {"mlflow": 5000, "dashboard": 8265, "serve": 8000, "controller": 8787, "ray": 6379}
+# Seconds between the controller's looks: a demo's trial is over in seconds, and its picture needs some.
+POLL_S = "0.5"
 # Files of Ray whose log lines in the output of `ray job submit` say nothing about the job.
 CHATTER = ("cli.py:", "job_manager.py:")
 
@@ -96,7 +98,7 @@ def tool(name: str) -> str:
 def up(work: Path) -> Stack:
     """`seatrial up` in ``work``, on the usual ports where those are free."""
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-    env = {key: value for key, value in env.items() if not _is_address(key)}
+    env = {key: value for key, value in env.items() if not _is_address(key)} | {"SEATRIAL_POLL_S": POLL_S}
     ports = {part: _free(port) for part, port in PORTS.items()}
     flags = [flag for part, port in ports.items() for flag in (f"--{part}-port", str(port))]
     run([tool("seatrial"), "up", *flags], work, env)
