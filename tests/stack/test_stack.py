@@ -232,6 +232,10 @@ def test_a_part_that_was_killed_is_named_with_its_cause_and_the_stack_ends_clean
     assert left_over(state) == []
     assert listeners(stack.ports) == []
     assert not Path(state["folder"]).exists()
+    kept = stack.folder / ".seatrial" / "logs" / "ray"
+    assert (kept / "raylet.out").is_file()
+    assert list(kept.glob("job-driver-looks-*.log")), "what a job said outlives the stack"
+    assert f"jobs and replicas: {kept}" in ended.stdout
     assert not (stack.folder / ".seatrial" / "stack.json").exists()
     assert run(stack.folder, "down").stdout.startswith("nothing was up in ")
 
@@ -303,7 +307,7 @@ def test_a_stale_state_file_of_a_dead_stack_is_cleaned(tmp_path: Path) -> None:
     home.mkdir()
     folder = Path(os.fspath(tmp_path)) / "seatrial-gone"
     folder.mkdir()
-    dead = {"name": "ray", "pid": 2**22 - 1, "created": 1.0, "log": "", "url": ""}
+    dead = {"name": "ray", "pid": 2**22 - 1, "boot": "", "started": 1, "log": "", "url": ""}
     values = {"mark": "m", "phase": "up", "owner": dead, "folder": str(folder), "members": [dead]}
     values["addresses"] = Addresses.resolve({}, tmp_path).values()
     (home / "stack.json").write_text(json.dumps(values))

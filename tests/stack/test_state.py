@@ -14,9 +14,9 @@ from seatrial.stack.state import Member, State
 
 
 def sample(home: Path) -> State:
-    member = Member("ray", 12, 3.5, "/logs/ray.log", "http://127.0.0.1:8265")
+    member = Member("ray", 12, "boot 1", 3, "/logs/ray.log", "http://127.0.0.1:8265")
     addresses = Addresses.resolve({"RAY_ADDRESS": "127.0.0.1:6379"}, home)
-    return State("mark", "up", Member("seatrial up", 1, 2.0, "", ""), "/tmp/x", addresses, (member,))
+    return State("mark", "up", Member("seatrial up", 1, "boot 1", 2, "", ""), "/tmp/x", addresses, (member,))
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:

@@ -10,9 +10,14 @@ from seatrial.stack import launch
 def command(home: HomeOption = None) -> None:
     """End the local stack and everything it started.
 
-    Jobs and replicas end, too. What they recorded stays: the database and artifacts of MLflow, the store, the
-    logs.
+    Jobs and replicas end, too. What they recorded stays: the database and artifacts of MLflow, the store, and
+    the last logs, those of Ray's jobs and replicas in `logs/ray`.
     """
     where = addresses(home).home
-    count = launch.down(where)
-    say(f"down: {count} processes ended" if count else f"nothing was up in {where}")
+    ended = launch.down(where)
+    if ended is None:
+        say(f"nothing was up in {where}")
+        return
+    say(f"down: {ended.processes} processes ended")
+    ray = f" (jobs and replicas: {ended.ray_logs})" if ended.ray_logs else ""
+    say(f"logs: {where / 'logs'}{ray}")

@@ -18,8 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-import psutil
-
 from seatrial.config.addresses import Addresses
 from seatrial.errors import SeatrialError, UserError
 from seatrial.monitoring.logs import cause, tail
@@ -28,13 +26,15 @@ from seatrial.stack.child import Child
 from seatrial.stack.haproxy import write_wrapper
 from seatrial.stack.parts import Plan, children
 from seatrial.stack.ports import LOOPBACK, Ports
-from seatrial.stack.state import Member, State
+from seatrial.stack.state import State
 
 READY_TIMEOUT_S = 180.0
 POLL_S = 0.2
 # Ray makes unix sockets below its folder, whose paths must stay under 108 bytes (`sun_path` in unix(7)).
 SHORT_TEMPORARY = Path("/tmp")  # noqa: S108
 LONGEST_TEMPORARY = 24
+RAY_SESSION = "session_latest"
+RAY_LOGS = Path("logs/ray")
 
 
 @dataclass(frozen=True)
@@ -72,29 +72,35 @@ def running(home: Path) -> State | None:
     return found if all(processes.alive(member) for member in found.members) else None
 
 
-def down(home: Path) -> int:
-    """End the stack of ``home`` and whatever it started; returns how many processes there were.
+@dataclass(frozen=True)
+class Ended:
+    """How many processes `seatrial down` ended, and where Ray's logs are now if there were some."""
+
+    processes: int
+    ray_logs: Path | None
+
+
+def down(home: Path) -> Ended | None:
+    """End the stack of ``home`` and whatever it started; None when there was none.
 
     Raises:
         SeatrialError: a process could not be ended.
     """
     found = state.read(home)
     if found is None:
-        return 0
+        return None
     if found.phase == "starting" and (starter := processes.alive(found.owner)) is not None:
         starter.terminate()  # it takes back what it started
         processes.wait_gone([starter], 3 * processes.GRACE_S)
         found = state.read(home) or found
     count = processes.end(found)
-    _sweep(home, found)
-    return count
+    return Ended(count, _sweep(home, found))
 
 
 def _start(home: Path, chosen: Ports, ray_cpus: int, report: Callable[[Ready], None]) -> State:
     plan = _plan(home, chosen, ray_cpus)
     plan.logs.mkdir(exist_ok=True)
-    own = psutil.Process()
-    owner = Member("seatrial up", own.pid, own.create_time(), "", "")
+    owner = processes.member("seatrial up", os.getpid())
     current = State(plan.mark, "starting", owner, str(plan.folder), plan.addresses)
     started: list[tuple[Child, subprocess.Popen[bytes]]] = []
     with _signals_interrupt():
@@ -105,7 +111,8 @@ def _start(home: Path, chosen: Ports, ray_cpus: int, report: Callable[[Ready], N
             for child in children(plan):
                 process = _spawn(child)
                 started.append((child, process))
-                current = replace(current, members=(*current.members, _member(child, process)))
+                member = processes.member(child.name, process.pid, str(child.log), child.url)
+                current = replace(current, members=(*current.members, member))
                 state.write(home, current)
             _wait(started, report)
             current = replace(current, phase="up")
@@ -168,14 +175,6 @@ def _spawn(child: Child) -> subprocess.Popen[bytes]:
         )
 
 
-def _member(child: Child, process: subprocess.Popen[bytes]) -> Member:
-    try:
-        created = psutil.Process(process.pid).create_time()
-    except psutil.NoSuchProcess:
-        created = 0.0  # ended already; the wait says why
-    return Member(child.name, process.pid, created, str(child.log), child.url)
-
-
 def _wait(started: list[tuple[Child, subprocess.Popen[bytes]]], report: Callable[[Ready], None]) -> None:
     began = time.monotonic()
     waiting = list(started)
@@ -210,12 +209,31 @@ def _clear_stale(home: Path) -> None:
     _sweep(home, found)
 
 
-def _sweep(home: Path, found: State) -> None:
-    """Delete what a stack leaves: its state file and Ray's folder. Data and logs stay."""
-    folder = Path(found.folder)
+def _sweep(home: Path, found: State) -> Path | None:
+    """Delete what a stack leaves: its state file and Ray's folder. Data and logs stay; returns where Ray's
+    logs went."""
+    folder, kept = Path(found.folder), None
     if folder.name.startswith("seatrial-"):
+        kept = _keep_ray_logs(folder, home)
         shutil.rmtree(folder, ignore_errors=True)
     state.forget(home)
+    return kept
+
+
+def _keep_ray_logs(folder: Path, home: Path) -> Path | None:
+    """Move the logs of Ray's session, those of jobs, replicas and engines among them, in place of the last
+    ones. None where there are none, or no room for them."""
+    logs = (folder / RAY_SESSION / "logs").resolve()
+    kept = home / RAY_LOGS
+    if not logs.is_dir():
+        return None
+    shutil.rmtree(kept, ignore_errors=True)
+    try:
+        shutil.move(logs, kept)
+        kept.chmod(0o700)  # as the folder they come from
+    except (OSError, shutil.Error):
+        return None
+    return kept
 
 
 @contextlib.contextmanager

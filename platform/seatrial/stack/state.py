@@ -15,12 +15,13 @@ from seatrial.errors import UserError
 
 @dataclass(frozen=True)
 class Member:
-    """One started part. ``created`` is the process's start in seconds since the epoch: with the pid it names
-    one process for good, while a pid alone is used again."""
+    """One started part. ``boot`` and ``started`` (clock ticks, see :mod:`seatrial.stack.proc`) name its
+    process for good together with the pid, which alone is used again."""
 
     name: str
     pid: int
-    created: float
+    boot: str
+    started: int
     log: str
     url: str
 
