@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from seatrial.config.service import HttpSection
@@ -34,6 +35,8 @@ MAX_SCHEMA_NODES = 500
 # Regular expressions in a schema are compiled by the engine, and some take for ever.
 REFUSED_SCHEMA_KEYS = frozenset({"pattern", "patternProperties", "$dynamicRef"})
 MAX_UNIT_CHARS = 256
+# Control characters and halves of surrogate pairs: no database keeps all of them as text.
+NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def check(body: Body, http: HttpSection, *, chat: bool, model_tokens: int) -> None:
@@ -67,15 +70,19 @@ def check(body: Body, http: HttpSection, *, chat: bool, model_tokens: int) -> No
 
 
 def unit_of(body: Body, header: bytes | None) -> str | None:
-    """Who asks: the `user` field, else the `X-Seatrial-Unit` header, else None."""
-    user = body.get("user")
-    if user is None:
-        user = header.decode("utf-8", "replace") if header else None
-    if user is None or user == "":
+    """Who asks: the `user` field, else the `X-Seatrial-Unit` header, else None.
+
+    Raises:
+        HttpError: 400, it cannot be kept as text.
+    """
+    name, unit = "user", body.get("user")
+    if unit is None and header:
+        name, unit = "X-Seatrial-Unit", header.decode("utf-8", "replace")
+    if unit is None or unit == "":
         return None
-    if not isinstance(user, str) or len(user) > MAX_UNIT_CHARS:
-        raise bad("user", user, f"give text of at most {MAX_UNIT_CHARS} characters")
-    return user
+    if not isinstance(unit, str) or len(unit) > MAX_UNIT_CHARS or NO_TEXT.search(unit):
+        raise bad(name, unit, f"give at most {MAX_UNIT_CHARS} characters, no control characters among them")
+    return unit
 
 
 def _whole(body: Body, name: str, least: int, most: int) -> int | None:

@@ -9,10 +9,12 @@ from typing import Any
 from seatrial.store.writer import outcome_row
 from seatrial_serving.errors import HttpError
 from seatrial_serving.recorder import Recorder
-from seatrial_serving.request import bare_request_id, encode
+from seatrial_serving.request import REQUEST_ID, bare_request_id, encode
 
 MOST_OUTCOMES = 1000
 METRIC = re.compile(r"[a-z][a-z0-9_]{0,62}")
+# The evidence adds up squares: larger values would overflow a database's numbers.
+MOST_VALUE = 1e15
 FIELDS = {"request_id", "metric", "value", "id"}
 
 
@@ -48,17 +50,16 @@ def _row(item: object, service: str, now: float) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"{min(unknown)}: unknown field: remove it")
     request_id, metric, value = item.get("request_id"), item.get("metric"), item.get("value")
-    if not isinstance(request_id, str) or not 1 <= len(request_id) <= 128:
+    bare = bare_request_id(request_id) if isinstance(request_id, str) else ""
+    if not REQUEST_ID.fullmatch(bare):
         raise ValueError("request_id: give the answer's X-Seatrial-Request-Id, or its `id`")
     if not isinstance(metric, str) or not METRIC.fullmatch(metric):
         raise ValueError(f"metric: {str(metric)[:60]!r}: give a name such as resolved")
     if isinstance(value, bool):
         value = float(value)  # thumbs up or down
-    if not isinstance(value, int | float) or abs(value) > 1e300:
-        raise ValueError(f"value: {str(value)[:60]!r}: give a number")
+    if not isinstance(value, int | float) or not abs(value) <= MOST_VALUE:
+        raise ValueError(f"value: {str(value)[:60]!r}: give a number from {-MOST_VALUE:g} to {MOST_VALUE:g}")
     client_id = item.get("id")
     if client_id is not None and not (isinstance(client_id, str) and 1 <= len(client_id) <= 128):
         raise ValueError("id: give text of at most 128 characters")
-    return outcome_row(
-        service, bare_request_id(request_id), metric, float(value), now=now, client_id=client_id
-    )
+    return outcome_row(service, bare, metric, float(value), now=now, client_id=client_id)

@@ -25,9 +25,14 @@ log = logging.getLogger(__name__)
 
 EXPOSURE, OPENED, OUTCOME = "exposure", "opened", "outcome"
 BLOCK_BYTES = 2**18
+# The file is replaced by its undelivered rest once that much of it is in the store.
+DROP_BYTES = 2**22
+UNSPOOLED_BATCH = 500
+DROPPED_LOG_EVERY = 1000
 ORPHANS_EVERY_S = 20.0
 MOST_WAIT_S = 5.0
 _encode = msgspec.json.Encoder().encode
+Add = Callable[[Sequence[Record]], None]
 
 
 class Writer(Protocol):
@@ -56,8 +61,13 @@ class Recorder:
         self._status_s = status_s
         self._spool = Spool.create(folder)
         self._open: dict[str, bytes] = {}
-        self._unspooled: deque[Record] = deque(maxlen=buffer_rows)
+        self._unspooled: deque[Record] = deque()
+        self._buffer_rows = buffer_rows
+        self._is_in_memory = False
+        self.dropped = 0
+        """Rows that were lost: refused by the store, or without any room left."""
         self._offset = 0
+        self._drop_at = DROP_BYTES
         self._writer: Writer | None = None
         self._status: Record | None = None
         self._status_due_s = 0.0
@@ -111,23 +121,30 @@ class Recorder:
             self._thread.join(wait_s)
 
     def flush(self) -> bool:
-        """Carry over what is there now; whether nothing is left.
+        """Carry one block over; whether that was the last one that was full.
 
         Raises:
             RetryableError: the store is away; nothing is lost.
+            OSError: the spool cannot be read.
         """
         self._put_status()
         while self._unspooled:
-            self._write([self._unspooled[0]])
-            self._unspooled.popleft()
-        records, end = self._spool.read(self._offset, BLOCK_BYTES)
+            # The event loop appends meanwhile, which an iteration would not bear.
+            count = min(len(self._unspooled), UNSPOOLED_BATCH)
+            self._write([self._unspooled[index] for index in range(count)])
+            for _ in range(count):
+                self._unspooled.popleft()
+        is_last = self._spool.size - self._offset <= BLOCK_BYTES
+        try:
+            records, end = self._spool.read(self._offset, BLOCK_BYTES)
+        except OSError:
+            self._offset = min(self._offset, self._spool.size)
+            raise
         if end > self._offset:
             self._write([record for record in records if record.get("t") != OPENED])
             self._offset = end
-        is_done = self._offset >= self._spool.size
-        if is_done and self._spool.size > sum(map(len, list(self._open.values()))):
-            self._shrink()
-        return is_done
+        self._shrink()
+        return is_last
 
     def replay_orphans(self) -> int:
         """Carry over the spools of processes that died; how many records."""
@@ -161,10 +178,19 @@ class Recorder:
     def _append(self, line: bytes, record: Record | None) -> None:
         try:
             self._spool.append(line)
+            self._is_in_memory = False
         except OSError as error:
-            log.error("exposures are kept in memory only: %s", error)
-            if record is not None:
+            if not self._is_in_memory:
+                log.error("exposures are kept in memory only: %s", error)
+            self._is_in_memory = True
+            if record is None:
+                return
+            if len(self._unspooled) < self._buffer_rows:
                 self._unspooled.append(record)
+                return
+            if self.dropped % DROPPED_LOG_EVERY == 0:
+                log.error("an exposure was dropped, after %d others: no room on the disk", self.dropped)
+            self.dropped += 1
 
     async def _sync(self) -> None:
         while self._waiting:
@@ -183,9 +209,19 @@ class Recorder:
                     future.set_exception(failure)
 
     def _shrink(self) -> None:
-        size = self._offset
-        if self._spool.truncate(size, b"".join(list(self._open.values()))):
-            self._offset = 0
+        """Take what is in the store out of the file: all at once when that is everything, else now and then."""
+        kept = b"".join(list(self._open.values()))
+        if not kept and self._offset == self._spool.size:
+            if self._offset and self._spool.empty(self._offset):
+                self._offset = 0
+        elif self._offset >= self._drop_at:
+            try:
+                self._spool.drop(self._offset, kept)
+            except OSError as error:
+                self._drop_at = self._offset + DROP_BYTES
+                log.warning("the spool cannot be shortened now: %s", error)
+            else:
+                self._offset, self._drop_at = 0, len(kept) + DROP_BYTES
 
     def _put_status(self) -> None:
         now = time.monotonic()
@@ -205,9 +241,27 @@ class Recorder:
             if kind in rows:
                 rows[kind].append({name: value for name, value in record.items() if name != "t"})
         store = self._store()
-        _add(store.add_exposures, rows[EXPOSURE])
-        _add(store.add_outcomes, rows[OUTCOME])
+        self._add(store.add_exposures, rows[EXPOSURE])
+        self._add(store.add_outcomes, rows[OUTCOME])
         return len(records)
+
+    def _add(self, add: Add, rows: list[Record]) -> None:
+        """Write a batch. A batch with rows that the store refuses is written row by row, without those."""
+        if not rows:
+            return
+        try:
+            add(rows)
+        except RetryableError:
+            raise
+        except Exception as error:
+            refused = [row for row in rows if not _add_one(add, row)]
+            if len(refused) == len(rows) and not isinstance(error, ValueError):
+                raise  # nothing at all is taken: the trouble is the store's
+            self.dropped += len(refused)
+            log.error(
+                "the store refused %d of %d rows, %d since the start, first %r: %s",
+                *(len(refused), len(rows), self.dropped, refused[:1], error),
+            )
 
     def _run(self) -> None:
         wait_s = self._flush_s
@@ -228,28 +282,12 @@ class Recorder:
                     log.warning("the store does not take records, they wait in %s: %s", self._folder, error)
                 wait_s, is_away = min(2 * wait_s, MOST_WAIT_S), True
             if stopping:
-                self._spool.close(delete=not is_away and self._offset == self._spool.size)
+                is_all_over = not is_away and not self._open and self._offset == self._spool.size
+                self._spool.close(delete=is_all_over)
                 return
 
 
-def _add(add: Callable[[Sequence[Record]], None], rows: list[Record]) -> None:
-    """Write a batch. A batch with a row that the store refuses is written row by row, without that one."""
-    if not rows:
-        return
-    try:
-        add(rows)
-    except RetryableError:
-        raise
-    except Exception as error:
-        refused = [row for row in rows if not _add_one(add, row)]
-        if len(refused) == len(rows) and not isinstance(error, ValueError):
-            raise  # nothing at all is taken: the trouble is the store's
-        log.error(
-            "the store refused %d of %d rows, first %r: %s", len(refused), len(rows), refused[:1], error
-        )
-
-
-def _add_one(add: Callable[[Sequence[Record]], None], row: Record) -> bool:
+def _add_one(add: Add, row: Record) -> bool:
     try:
         add([row])
     except RetryableError:

@@ -11,7 +11,7 @@ import msgspec
 
 from seatrial_serving.errors import Header, HttpError, Message, Receive, Scope
 
-REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
+REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
 ID_PREFIXES = ("chatcmpl-", "cmpl-")
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -20,23 +20,28 @@ encode = msgspec.json.Encoder().encode
 
 @dataclass(frozen=True)
 class Head:
-    """The headers that matter."""
+    """The headers that matter.
+
+    ``request_id`` is made here: the client's own may be repeated, so nothing is keyed by it. ``client_id`` is
+    the client's, for logs.
+    """
 
     authorization: bytes | None
     request_id: str
+    client_id: str
     unit: bytes | None
     length: int | None
 
 
 def read_head(scope: Scope) -> Head:
-    """Take what matters from the headers; a request id that is not sane is replaced by a new one."""
+    """Take what matters from the headers, and give the request an id of its own."""
     found: dict[bytes, bytes] = dict(scope["headers"])
-    given = found.get(b"x-request-id", b"")
-    sane = REQUEST_ID.fullmatch(given) is not None
+    given = found.get(b"x-request-id", b"").decode("latin-1")
     length = found.get(b"content-length", b"")
     return Head(
         authorization=found.get(b"authorization"),
-        request_id=given.decode() if sane else uuid.uuid4().hex,
+        request_id=uuid.uuid4().hex,
+        client_id=given if REQUEST_ID.fullmatch(given) else "",
         unit=found.get(b"x-seatrial-unit"),
         length=int(length) if length.isdigit() else None,
     )

@@ -19,7 +19,8 @@ from typing import Any
 import msgspec
 
 log = logging.getLogger(__name__)
-SUFFIX = ".jsonl"
+SUFFIX, PARTIAL_SUFFIX = ".jsonl", ".partial"
+COPY_BYTES = 2**20
 Record = dict[str, Any]
 
 
@@ -28,16 +29,23 @@ class SpoolFullError(OSError):
 
 
 class Spool:
-    """One file, one writer. Safe to use from several threads of that process."""
+    """One file, one writer. Appending and syncing are safe from any thread, the rest belongs to one thread."""
 
-    def __init__(self, path: Path, *, most_bytes: int = 2**30) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    def __init__(self, path: Path, *, most_bytes: int = 2**30, flags: int = os.O_CREAT) -> None:
+        """Open and lock ``path``; without ``flags`` it must be there.
+
+        Raises:
+            BlockingIOError: another process holds it; FileNotFoundError: it is gone.
+        """
         self.path = path
         self._most_bytes = most_bytes
         self._lock = threading.Lock()
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self._is_torn = False
+        self._fd = _open_locked(path, flags)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it may have replaced or deleted it between our opening and locking it.
+            if not os.path.samestat(os.fstat(self._fd), path.stat()):
+                raise FileNotFoundError(f"{path}: replaced by its owner")
         except OSError:
             os.close(self._fd)
             raise
@@ -46,6 +54,7 @@ class Spool:
     @classmethod
     def create(cls, folder: Path, *, most_bytes: int = 2**30) -> Spool:
         """A new file in ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return cls(folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}{SUFFIX}", most_bytes=most_bytes)
 
     @property
@@ -62,42 +71,134 @@ class Spool:
         with self._lock:
             if self._size + len(lines) > self._most_bytes:
                 raise SpoolFullError(f"{self.path}: {self._size} bytes: the store has been away for too long")
-            written = os.write(self._fd, lines)
-            if written != len(lines):
-                os.ftruncate(self._fd, self._size)
-                raise OSError(f"{self.path}: the disk took {written} of {len(lines)} bytes")
+            # After a torn line a new one must not be taken for its end.
+            data = b"\n" + lines if self._is_torn else lines
+            written = 0
+            try:
+                written = os.write(self._fd, data)
+                if written != len(data):
+                    raise OSError(f"{self.path}: the disk took {written} of {len(data)} bytes")
+            except OSError:
+                if written:
+                    self._untear()
+                raise
+            self._is_torn = False
             self._size += written
+
+    def _untear(self) -> None:
+        """Take back half a line, or remember that it is there."""
+        try:
+            os.ftruncate(self._fd, self._size)
+        except OSError:
+            self._is_torn = True
+            self._size = os.fstat(self._fd).st_size
 
     def sync(self) -> None:
         """Return when all that was appended is on the disk."""
-        os.fdatasync(self._fd)
+        with self._lock:
+            fd = os.dup(self._fd)  # the file may be replaced meanwhile; what replaces it has been synced
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
 
     def read(self, offset: int, most_bytes: int) -> tuple[list[Record], int]:
-        """The records from ``offset`` on and the offset after them; whole lines only."""
+        """The records from ``offset`` on and the offset after them; whole lines only.
+
+        Raises:
+            OSError: the file is shorter than what was appended to it.
+        """
         block = os.pread(self._fd, most_bytes, offset)
         end = block.rfind(b"\n") + 1
+        if not block and offset < self._size:
+            with self._lock:
+                self._size = os.fstat(self._fd).st_size
+            raise OSError(f"{self.path}: ends before byte {offset}: somebody cut it")
+        if end == 0 and len(block) == most_bytes:
+            log.error("%s: %d bytes without a line were left out", self.path, most_bytes)
+            end = most_bytes
         return list(parse_lines(block[:end], self.path)), offset + end
 
-    def truncate(self, expected_size: int, kept: bytes) -> bool:
-        """Empty the file but for ``kept`` if nothing was appended since it had ``expected_size`` bytes."""
+    def empty(self, expected_size: int) -> bool:
+        """Empty the file if nothing was appended since it had ``expected_size`` bytes; whether it is empty.
+
+        Raises:
+            OSError: the disk refuses; the file is as it was.
+        """
         with self._lock:
-            if self._size != expected_size:
-                return False
-            os.ftruncate(self._fd, 0)
-            self._size = os.write(self._fd, kept) if kept else 0
-            return True
+            if self._size == expected_size:
+                os.ftruncate(self._fd, 0)
+                self._size = 0
+                self._is_torn = False
+            return self._size == 0
+
+    def drop(self, offset: int, kept: bytes) -> None:
+        """Put a new file in this one's place, with ``kept`` instead of what lies before ``offset``.
+
+        Nothing is lost when it fails or when the process dies in it. Only the last bytes are copied under the
+        lock, so that appending goes on.
+
+        Raises:
+            OSError: the disk refuses; the file is as it was.
+        """
+        partial = self.path.with_suffix(PARTIAL_SUFFIX)
+        fd = _open_locked(partial, os.O_CREAT | os.O_TRUNC)
+        try:
+            _write_all(fd, kept)
+            copied = _copy(self._fd, offset, self._size, fd)
+            os.fdatasync(fd)  # outcomes were promised to be on the disk
+            with self._lock:
+                _copy(self._fd, copied, self._size, fd)
+                os.fdatasync(fd)
+                partial.rename(self.path)
+                fd, self._fd = self._fd, fd
+                self._size = os.fstat(self._fd).st_size
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(fd)
 
     def close(self, *, delete: bool) -> None:
         """Let go of the file; ``delete`` it when all of it is in the store."""
         with self._lock:
             if delete:
+                self.path.with_suffix(PARTIAL_SUFFIX).unlink(missing_ok=True)
                 self.path.unlink(missing_ok=True)
             os.close(self._fd)
+
+
+def _open_locked(path: Path, flags: int) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | flags, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _copy(source: int, start: int, end: int, target: int) -> int:
+    """Append the bytes ``start`` to ``end`` of ``source`` to ``target``; returns ``end``."""
+    while start < end:
+        block = os.pread(source, min(COPY_BYTES, end - start), start)
+        if not block:
+            raise OSError(f"the spool ends at byte {start} of {end}")
+        _write_all(target, block)
+        start += len(block)
+    return end
 
 
 def parse_lines(block: bytes, path: Path) -> Iterator[Record]:
     """The records of ``block``; a line that is none (a torn write) is reported and left out."""
     for line in block.splitlines():
+        if not line:
+            continue
         try:
             record = msgspec.json.decode(line)
         except msgspec.DecodeError:
@@ -111,8 +212,8 @@ def orphans(folder: Path) -> Iterator[Spool]:
     """The files in ``folder`` that no process holds, taken over one after the other."""
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
-            yield Spool(path)
+            yield Spool(path, flags=0)
         except BlockingIOError:
             continue  # its owner lives
         except FileNotFoundError:
-            continue  # another process replayed it first
+            continue  # its owner, or another process that replayed it, deleted or replaced it

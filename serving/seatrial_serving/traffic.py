@@ -99,7 +99,7 @@ class Traffic:
             error = failure.message
             await _end(reply, failure)
         except Exception as failure:
-            log.exception("request %s failed", head.request_id)
+            log.exception("request %s (the client's id: %r) failed", head.request_id, head.client_id)
             error = f"{type(failure).__name__}: {failure}"[:300]
             await _end(reply, HttpError(500, "the engine failed", code="engine_failed"))
         finally:

@@ -9,6 +9,9 @@ import pytest
 from seatrial.store import Store
 from tests.serving import stage
 from tests.serving.stand import SERVICE, Stand
+from tests.store.conftest import postgres_url
+
+__all__ = ["postgres_url", "stand"]
 
 
 @pytest.fixture(scope="module")

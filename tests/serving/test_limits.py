@@ -110,6 +110,11 @@ def test_the_unit_is_the_user_then_the_header_then_nobody() -> None:
     assert unit_of({"user": "u"}, b"h") == "u"
     assert unit_of({}, b"h") == "h"
     assert unit_of({"user": ""}, None) is None
-    for wrong in ("x" * 257, 7):
-        with pytest.raises(HttpError):
+    assert unit_of({"user": "Zoë 🚢"}, None) == "Zoë 🚢"
+    for wrong in ("x" * 257, 7, "a\0b", "a\nb", "\x85", "\ud800"):
+        with pytest.raises(HttpError) as refused:
             unit_of({"user": wrong}, None)
+        assert (refused.value.status, refused.value.param) == (400, "user")
+    with pytest.raises(HttpError) as refused:
+        unit_of({}, b"a\x01b")
+    assert refused.value.param == "X-Seatrial-Unit"

@@ -17,6 +17,8 @@ from sqlalchemy import text
 
 from seatrial.errors import RetryableError
 from seatrial.store import Store, outcome_row
+from seatrial_serving import recorder as recorder_module
+from seatrial_serving import spool as spool_module
 from seatrial_serving.recorder import Recorder
 from seatrial_serving.spool import Spool, SpoolFullError, orphans
 
@@ -121,8 +123,141 @@ async def test_a_row_that_the_store_refuses_does_not_hold_up_the_others(tmp_path
     recorder.exposed(exposure(1))
     recorder.exposed({"request_id": "bad", "unknown": 1})
     recorder.exposed(exposure(2))
+    recorder.exposed(exposure(3, completion_tokens=2**70))
     assert recorder.flush()
     assert rows(store, "exposures") == ["r1", "r2"]
+    assert recorder.dropped == 2
+
+
+async def test_a_row_that_postgresql_cannot_keep_is_dropped_alone_and_evidence_goes_on(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    store = Store(postgres_url)
+    store.migrate()
+    recorder = Recorder(tmp_path / "spool", lambda: store)
+    recorder.exposed(exposure(1, request_id="pg-nul", unit="a\0b"))
+    assert recorder.flush(), "also when every row of a batch is refused"
+    await recorder.outcomes([outcome_row("svc", "a\0b", "resolved", 1.0, now=1.0)])
+    recorder.exposed(exposure(1, request_id="pg-long", arm="x" * 40))
+    recorder.exposed(exposure(1, request_id="pg-good"))
+    assert recorder.flush()
+    assert recorder.dropped == 3
+    assert rows(store, "exposures") == ["pg-good"]
+    store.close()
+
+
+async def test_under_steady_load_the_spool_shrinks_and_loses_nothing(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "DROP_BYTES", 4096)
+    number = 0
+
+    class Busy:
+        """A store in whose every write more records come in."""
+
+        def add_exposures(self, rows: Any) -> None:
+            nonlocal number
+            store.add_exposures(rows)
+            number += 1
+            recorder.opened(exposure(number))
+            number += 1
+            recorder.exposed(exposure(number))
+            await_outcome.append(asyncio.ensure_future(recorder.outcomes([outcome(number)])))
+
+        def add_outcomes(self, rows: Any) -> None:
+            store.add_outcomes(rows)
+
+    await_outcome: list[asyncio.Future[None]] = []
+    recorder = Recorder(tmp_path / "spool", Busy)  # type: ignore[arg-type]
+    recorder._drop_at = 4096
+    recorder.exposed(exposure(0))
+    sizes = []
+    for _ in range(60):
+        assert recorder.flush(), "one block a time, not back to back"
+        sizes.append(next((tmp_path / "spool").glob("*.jsonl")).stat().st_size)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        recorder.exposed(exposure(number - 1)) if number % 20 else None
+    await asyncio.gather(*await_outcome)
+    assert max(sizes) < 16384
+    recorder._writer = store
+    recorder.flush()
+    kept = {f"r{n}" for n in range(number + 1)}
+    assert kept - set(rows(store, "exposures")) == set(recorder._open)
+    assert len(rows(store, "outcomes")) == len(await_outcome)
+    assert [path.suffix for path in (tmp_path / "spool").iterdir()] == [".jsonl"]
+
+
+@pytest.mark.parametrize("call", ["write", "rename", "fdatasync"])
+def test_a_spool_that_cannot_be_shortened_keeps_every_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    spool = Spool.create(tmp_path)
+    spool.append(b'{"n":1}\n{"n":2}\n')
+
+    def full(*_: Any, **__: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path if call == "rename" else spool_module.os, call, full)
+        with pytest.raises(OSError, match="No space"):
+            spool.drop(8, b'{"kept":1}\n')
+    assert spool.read(0, 1000)[0] == [{"n": 1}, {"n": 2}]
+    spool.append(b'{"n":3}\n')
+    spool.drop(8, b'{"kept":1}\n')
+    assert spool.read(0, 1000)[0] == [{"kept": 1}, {"n": 2}, {"n": 3}]
+    assert spool.size == spool.path.stat().st_size
+    spool.sync()
+    assert list(orphans(tmp_path)) == [], "the new file is locked too"
+
+
+def test_half_a_line_is_taken_back_or_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool.create(tmp_path)
+    spool.append(b'{"n":1}\n')
+    write = os.write
+
+    def half(fd: int, data: bytes) -> int:
+        return write(fd, data[:4])
+
+    def away(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(spool_module.os, "write", half)
+        with pytest.raises(OSError, match="took 4 of 8"):
+            spool.append(b'{"n":2}\n')
+        assert spool.read(0, 1000) == ([{"n": 1}], 8)
+        patched.setattr(spool_module.os, "ftruncate", away)
+        with pytest.raises(OSError, match="took 4 of 8"):
+            spool.append(b'{"n":3}\n')
+    assert spool.read(0, 1000) == ([{"n": 1}], 8), "half a line is no record"
+    spool.append(b'{"n":4}\n')
+    assert spool.read(0, 1000)[0] == [{"n": 1}, {"n": 4}]
+    assert spool.size == spool.path.stat().st_size
+
+
+async def test_a_spool_that_somebody_cut_is_an_error_once(tmp_path: Path, store: Store) -> None:
+    recorder = Recorder(tmp_path / "spool", lambda: store)
+    recorder.opened(exposure(0))
+    recorder.exposed(exposure(1))
+    recorder.flush()
+    recorder.exposed(exposure(2))
+    os.truncate(recorder._spool.path, 0)
+    with pytest.raises(OSError, match="somebody cut it"):
+        recorder.flush()
+    recorder.exposed(exposure(3))
+    recorder.flush()
+    assert rows(store, "exposures") == ["r1", "r3"]
+
+
+async def test_rows_without_any_room_are_counted(tmp_path: Path, store: Store) -> None:
+    recorder = Recorder(tmp_path / "spool", lambda: store, buffer_rows=2)
+    recorder._spool._most_bytes = 10
+    for number in range(5):
+        recorder.exposed(exposure(number))
+    assert recorder.dropped == 3
+    assert recorder.flush()
+    assert rows(store, "exposures") == ["r0", "r1"]
 
 
 CHILD = """
@@ -175,6 +310,28 @@ def test_a_living_owners_spool_is_left_alone(tmp_path: Path) -> None:
     assert list(orphans(tmp_path)) == []
     mine.close(delete=False)
     assert len(list(orphans(tmp_path))) == 1
+
+
+def test_a_file_that_its_owner_replaced_or_deleted_is_nobodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opened it before the change and locks it after must leave the new file alone."""
+    mine = Spool.create(tmp_path)
+    mine.append(b'{"n":1}\n')
+    flock = spool_module.fcntl.flock
+
+    def late(fd: int, operation: int) -> None:
+        monkeypatch.setattr(spool_module.fcntl, "flock", flock)
+        mine.drop(0, b"")
+        flock(fd, operation)
+
+    monkeypatch.setattr(spool_module.fcntl, "flock", late)
+    assert list(orphans(tmp_path)) == []
+    assert mine.read(0, 100)[0] == [{"n": 1}]
+    mine.close(delete=True)
+    with pytest.raises(FileNotFoundError):
+        Spool(mine.path, flags=0)
+    assert list(tmp_path.iterdir()) == [], "a scanner does not create again what is gone"
 
 
 def test_a_torn_line_is_left_out_and_the_rest_kept(tmp_path: Path, store: Store) -> None:

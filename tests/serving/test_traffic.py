@@ -117,16 +117,19 @@ async def test_a_request_is_rewritten_and_its_answer_labelled() -> None:
     assert 0 < row["ttft_s"] <= row["latency_s"]
 
 
-async def test_a_clients_sane_request_id_is_kept_and_another_replaced() -> None:
-    app, _, _ = service()
+async def test_a_repeated_request_id_of_a_client_loses_no_exposure_and_chooses_no_arm() -> None:
+    app, shelf, _ = service()
     async with client(app) as http:
-        for given, kept in (("order-17", True), ("a\tb", False), ("x" * 101, False), ("../../etc", False)):
+        for _ in range(40):
             answer = await http.post(
                 "/v1/chat/completions",
                 json={"model": "svc", "messages": MESSAGES},
-                headers={"X-Request-Id": given},
+                headers={"X-Request-Id": "order-17"},
             )
-            assert (answer.headers["x-seatrial-request-id"] == given) is kept
+            assert answer.json()["headers"]["x-request-id"] == answer.headers["x-seatrial-request-id"]
+    assert len({row["request_id"] for row in shelf.rows}) == 40
+    assert {row["unit"] for row in shelf.rows} == {row["request_id"] for row in shelf.rows}
+    assert {row["arm"] for row in shelf.rows} == {"champion", "challenger"}
 
 
 async def test_pinned_requests_are_not_exposures() -> None:
@@ -314,10 +317,13 @@ async def test_outcomes_are_taken_one_by_one() -> None:
             {"request_id": "r3", "metric": "thumbs", "value": "high"},
             {"request_id": "r3", "metric": "thumbs", "value": 1, "extra": 1},
             {"metric": "thumbs", "value": 1},
+            {"request_id": "a\0b", "metric": "thumbs", "value": 1},
+            {"request_id": "chatcmpl-", "metric": "thumbs", "value": 1},
+            {"request_id": "r3", "metric": "thumbs", "value": 1e200},
         ]
         mixed = (await http.post("/v1/outcomes", json={"outcomes": many})).json()
         assert mixed["accepted"] == 1
-        assert [item["index"] for item in mixed["rejected"]] == [1, 2, 3, 4]
+        assert [item["index"] for item in mixed["rejected"]] == list(range(1, 8))
         for wrong in ({}, {"outcomes": []}, {"outcomes": "all"}, {"outcomes": [many[0]] * 1001}):
             answer = await http.post("/v1/outcomes", content=json.dumps(wrong))
             assert answer.status_code in (400, 413)

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, delete
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DataError, IntegrityError
 
 from seatrial.store.tables import exposures, outcomes, replicas
 
@@ -89,7 +90,11 @@ def _insert_new(connection: Connection, table: Table, rows: Sequence[Row]) -> No
     if not rows:
         return
     statement = insert(connection, table).on_conflict_do_nothing()
-    connection.execute(statement, [_complete(table, row) for row in rows])
+    try:
+        connection.execute(statement, [_complete(table, row) for row in rows])
+    except (DataError, IntegrityError, OverflowError) as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise ValueError(f"{table.name}: a value that the database cannot keep: {reason}") from error
 
 
 def _complete(table: Table, row: Row) -> dict[str, Any]:
