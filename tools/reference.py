@@ -138,6 +138,8 @@ def _command(command: Any, name: str, parent: Any) -> Iterator[str]:
     if shown:
         yield "\n| | meaning | default |\n|---|---|---|\n"
         yield from (_parameter(parameter) for parameter in shown)
+    if command.epilog:
+        yield f"\n{command.epilog}\n"
     for inner in getattr(command, "list_commands", lambda _: [])(context):
         yield from _command(command.get_command(context, inner), inner, context)
 

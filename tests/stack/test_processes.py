@@ -128,7 +128,7 @@ def test_a_stranger_in_a_session_whose_number_was_a_members_is_left_alone(tmp_pa
 def test_a_step_of_the_clock_makes_nobody_a_stranger(
     tmp_path: Path, family: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What psutil calls a process's start is the time of boot plus ticks, and the former follows the clock."""
+    """What psutil calls a process's start is the time of boot plus ticks; the former follows the clock."""
     state = state_of(tmp_path, "another-mark", member_of(family))
     before = psutil.Process(family.pid).create_time()
     earlier = psutil.boot_time() - 3600

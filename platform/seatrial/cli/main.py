@@ -17,10 +17,11 @@ import typer.core
 import typer.main
 
 from seatrial.errors import SeatrialError
+from seatrial.monitoring.proxy import direct_loopback
 
 VERBS = {
     "up": "Start MLflow, Ray and the controller on this machine.",
-    "status": "Show how each part is, with the cause when something is wrong.",
+    "status": "Show how each part and each service is, with the cause when something is wrong.",
     "down": "End the local stack and everything it started.",
     "env": "Print the shell lines that point plain ray and mlflow commands at the stack.",
     "data": "Build a data set.",
@@ -80,8 +81,14 @@ class LazyGroup(typer.core.TyperGroup):
             formatter.write_dl(list(VERBS.items()))
 
 
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 failed; 2 bad input; 3 a job's gate refused its version; 70 a bug of Seatrial; "
+    "75 a part did not answer, try again; 130 Ctrl-C; 143 a job was terminated."
+)
+
 app = typer.Typer(
     cls=LazyGroup,
+    epilog=EXIT_CODES,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -114,6 +121,7 @@ def run() -> None:
 
 def main(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
+    os.environ.update(direct_loopback(os.environ))
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="seatrial", standalone_mode=False)
     except SeatrialError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +12,8 @@ from seatrial.cli.output import pairs, say, table
 from seatrial.cli.where import addresses
 from seatrial.submission import controller
 
+COUNTS = ("units", "requests", "exposures", "outcomes", "failures", "fallbacks")
+
 
 def command(
     service: Annotated[str, typer.Argument(help="Name of the service.", show_default=False)],
@@ -19,8 +21,8 @@ def command(
 ) -> None:
     """Show a service's trials.
 
-    The trial that runs, or else the last one: its arms, the lift with its interval, and the verdict or what
-    it waits for.
+    The trial that runs, or else the last one: its arms, the difference of their means, which decides, and the
+    lift relative to the champion, both with their intervals, and the verdict or what it waits for.
     """
     found = controller.service(addresses(), service)
     if as_json:
@@ -32,7 +34,17 @@ def command(
         say(f"no trial yet: `seatrial promote {service} VERSION` opens one")
         return
     pairs(_lines(trial))
-    columns = ("arm", "version", "units", "requests", "exposures", "outcomes", "failures", "mean")
+    columns = (
+        "arm",
+        "version",
+        "units",
+        "requests",
+        "exposures",
+        "outcomes",
+        "failures",
+        "fallbacks",
+        "mean",
+    )
     table(columns, [_arm(arm) for arm in trial["arms"]])
 
 
@@ -46,21 +58,27 @@ def _aliases(aliases: Mapping[str, str]) -> str:
 
 
 def _lines(trial: Mapping[str, Any]) -> list[tuple[str, str]]:
-    interval = trial["interval"]
-    shown = f" in [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else ""
-    lift = "not known yet" if trial["lift"] is None else f"{trial['lift']:+.3f}{shown}"
+    difference = _estimate(trial["difference"], trial["difference_interval"])
+    lift = _estimate(trial["lift"], trial["interval"])
     srm_p = "not known yet" if trial["srm_p"] is None else f"{trial['srm_p']:.3f}"
     verdict, reason = trial["verdict"], trial["reason"] or trial["waiting_for"]
     return [
         ("trial", f"{trial['id']}: challenger {trial['challenger']} against champion {trial['champion']}"),
         ("units", f"{trial['units']:,} ({trial['exposures']:,} exposures, {trial['outcomes']:,} outcomes)"),
-        ("metric", f"{trial['metric']}: relative lift {lift} at alpha {trial['alpha']}"),
+        ("metric", f"{trial['metric']} at alpha {trial['alpha']}"),
+        ("difference", difference),
+        ("relative lift", lift),
         ("sample ratio p", srm_p),
         ("verdict", f"{verdict}: {reason}" if verdict else f"open: {reason}"),
     ]
 
 
+def _estimate(value: float | None, interval: Sequence[float] | None) -> str:
+    shown = f" in [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else ""
+    return "not known yet" if value is None else f"{value:+.3f}{shown}"
+
+
 def _arm(arm: Mapping[str, Any]) -> tuple[str, ...]:
     mean = "-" if arm["mean"] is None else f"{arm['mean']:.4f}"
-    counts = (f"{arm[name]:,}" for name in ("units", "requests", "exposures", "outcomes", "failures"))
+    counts = (f"{arm[name]:,}" for name in COUNTS)
     return (str(arm["name"]), str(arm["version"]), *counts, mean)

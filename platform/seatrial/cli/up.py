@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 import typer
 
 from seatrial.cli.output import complain, pairs, say
 from seatrial.cli.where import HomeOption, home_of_new
-from seatrial.stack import launch
+from seatrial.errors import SeatrialError, UserError
+from seatrial.stack import launch, status
 from seatrial.stack.ports import Ports
 from seatrial.stack.state import State
+
+SETTLE_S = 5.0  # some passes of the controller
+POLL_S = 0.5
 
 
 def command(
@@ -46,6 +51,7 @@ def command(
     if (found := launch.running(where)) is not None:
         say(f"already up in {where}")
         _show(found)
+        _tell_ill(found)
         return
     chosen = Ports(mlflow_port, ray_port, dashboard_port, serve_port, controller_port)
     say(f"starting in {where}")
@@ -54,11 +60,28 @@ def command(
     except KeyboardInterrupt:
         complain("interrupted: everything that was started is ended")
         raise typer.Exit(130) from None
+    except SeatrialError as error:
+        if error.exit_code != UserError.exit_code:  # something ran
+            say(f"everything that was started is ended; logs: {where / 'logs'}")
+        raise
     _show(ready)
+    _tell_ill(ready)
 
 
 def _tell(part: launch.Ready) -> None:
     say(f"{part.name:<10}  ready after {part.seconds:.1f} s")
+
+
+def _tell_ill(stack: State) -> None:
+    """Parts that answer but complain, once they had time for a second look at each other."""
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        ill = [part for part in status.read(stack.addresses) if part.health != "running"]
+        if not ill or time.monotonic() > deadline:
+            break
+        time.sleep(POLL_S)
+    for part in ill:
+        say(f"{part.name} is {part.health}: {part.cause}")
 
 
 def _show(stack: State) -> None:

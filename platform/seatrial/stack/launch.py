@@ -20,6 +20,7 @@ from types import FrameType
 
 from seatrial.config.addresses import Addresses
 from seatrial.errors import SeatrialError, UserError
+from seatrial.monitoring.bearer import TOKEN_VARIABLE
 from seatrial.monitoring.logs import cause, tail
 from seatrial.stack import ports, processes, state
 from seatrial.stack.child import Child
@@ -154,13 +155,15 @@ def _plan(home: Path, chosen: Ports, ray_cpus: int) -> Plan:
 
 
 def _token(path: Path) -> str:
-    """Ray's token, made the first time as `ray get-auth-token --generate` does: 64 hexadecimal digits."""
-    if path.is_file() and (kept := path.read_text(encoding="utf-8").strip()):
-        path.chmod(0o600)
-        return kept
-    made = secrets.token_hex(32)
-    state.write_private(path, made)
-    return made
+    """Ray's token, made the first time as `ray get-auth-token --generate` does: 64 hexadecimal digits.
+
+    One that `RAY_AUTH_TOKEN` gives is taken instead, since plain `ray` commands would send that one.
+    """
+    given = os.environ.get(TOKEN_VARIABLE, "").strip()
+    kept = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    token = given or kept or secrets.token_hex(32)
+    state.write_private(path, token)
+    return token
 
 
 def _spawn(child: Child) -> subprocess.Popen[bytes]:

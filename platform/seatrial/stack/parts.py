@@ -7,11 +7,17 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from seatrial.config.addresses import Addresses
+from seatrial.config.addresses import VARIABLES, Addresses
+from seatrial.monitoring.bearer import TOKEN_VARIABLE
 from seatrial.monitoring.probe import Probe
+from seatrial.monitoring.proxy import direct_loopback
 from seatrial.stack.child import Child
 from seatrial.stack.ports import LOOPBACK, Ports
 from seatrial.stack.processes import MARK_VARIABLE
+
+STORE_VARIABLE = VARIABLES["store_url"]
+# The token stands in its file, where every part looks for it.
+WITHHELD = (STORE_VARIABLE, TOKEN_VARIABLE)
 
 
 @dataclass(frozen=True)
@@ -79,23 +85,24 @@ def ray_head(plan: Plan) -> Child:
 def controller(plan: Plan) -> Child:
     """Seatrial's own loop."""
     url = plan.addresses.controller_url
-    env = common_environment(plan) | ray_environment(plan)
+    env = common_environment(plan) | ray_environment(plan) | {STORE_VARIABLE: plan.addresses.store_url}
     command = (sys.executable, "-m", "seatrial.controller")
     return Child("controller", command, env, plan.logs / "controller.log", (Probe(f"{url}/healthz"),), url)
 
 
 def common_environment(plan: Plan) -> dict[str, str]:
-    """What every part, and so every job and replica, inherits."""
+    """What every part, and so every job and replica, inherits.
+
+    The store's address is not among it, since it may hold a password and jobs do not need it: the controller
+    is given it, and replicas read it from the stack's state file as every process below this home can.
+    """
     binaries = Path(sys.executable).parent
-    inherited = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
-    direct = ",".join(part for part in (inherited, LOOPBACK, "localhost") if part)
+    inherited = {**os.environ, **plan.addresses.environment()}
     return {
-        **os.environ,
-        **plan.addresses.environment(),
+        **{name: value for name, value in inherited.items() if name not in WITHHELD},
         MARK_VARIABLE: plan.mark,
         "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "NO_PROXY": direct,
-        "no_proxy": direct,
+        **direct_loopback(os.environ),
         "PYTHONUNBUFFERED": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "RAY_USAGE_STATS_ENABLED": "0",

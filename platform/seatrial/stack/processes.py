@@ -5,9 +5,9 @@ stack's mark is in its environment, or when a process that belongs is its parent
 Ray's workers overwrite their environment with their title, orphans lose their parent, and a program may open
 a session of its own.
 
-Strangers are never signalled. The kernel gives a session's number to nobody else while its leader is there, or
-anyone in it; once the leader is gone the number may be somebody else's, so it counts only together with the
-mark or with an open file of the stack's. After a restart of the machine or of the container only the mark does.
+Strangers are never signalled. The kernel gives a session's number to nobody else while its leader is there,
+or anyone in it; once the leader is gone the number may be somebody else's, so it counts only together with an
+open file of the stack's. After a restart of the machine or of the container only the mark counts.
 """
 
 from __future__ import annotations

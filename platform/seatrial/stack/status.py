@@ -8,18 +8,25 @@ from pathlib import Path
 from typing import Literal
 
 from seatrial.config.addresses import Addresses
+from seatrial.monitoring.bearer import bearer, token_source
 from seatrial.monitoring.logs import cause, tail
-from seatrial.monitoring.probe import Probe, bearer
+from seatrial.monitoring.probe import Probe
 from seatrial.stack import processes, state
+
+Health = Literal["running", "ill", "not answering", "ended", "away"]
 
 
 @dataclass(frozen=True)
 class PartStatus:
-    """One part: what it is called, where it answers, how it is, and the cause when it is not well."""
+    """One part: what it is called, where it answers, how it is, and the cause when it is not well.
+
+    `ill` answers, but says itself that something is wrong; `not answering` and `ended` are processes of the
+    local stack; `away` is anything else that does not answer.
+    """
 
     name: str
     url: str
-    health: Literal["running", "not answering", "ended", "away"]
+    health: Health
     cause: str = ""
     log: str = ""
     pid: int | None = None
@@ -29,7 +36,11 @@ def read(addresses: Addresses) -> list[PartStatus]:
     """Ask every part. Parts that `seatrial up` started are looked at as processes, too."""
     found = state.read(addresses.home)
     members = {member.name: member for member in found.members} if found else {}
-    return [_part(name, probes, members.get(name)) for name, probes in _probes(addresses).items()]
+    refused = f"the token is refused: check {token_source(addresses)}"
+    return [
+        _part(name, probe, url, members.get(name), refused)
+        for name, (probe, url) in _probes(addresses).items()
+    ]
 
 
 def _probes(addresses: Addresses) -> dict[str, tuple[Probe, str]]:
@@ -41,18 +52,22 @@ def _probes(addresses: Addresses) -> dict[str, tuple[Probe, str]]:
     }
 
 
-def _part(name: str, asked: tuple[Probe, str], member: state.Member | None) -> PartStatus:
-    probe, url = asked
-    if member is None or member.url != url:
-        trouble = probe.trouble()
-        return PartStatus(name, url, "away" if trouble else "running", trouble or "")
-    if processes.alive(member) is None:
+def _part(name: str, probe: Probe, url: str, member: state.Member | None, refused: str) -> PartStatus:
+    if member is not None and member.url != url:
+        member = None  # the environment names another one than the local stack's
+    if member is not None and processes.alive(member) is None:
         return PartStatus(name, url, "ended", _why(member), member.log)
-    trouble = probe.trouble()
-    if trouble is None:
-        return PartStatus(name, url, "running", log=member.log, pid=member.pid)
+    log, pid = (member.log, member.pid) if member else ("", None)
+    answer = probe.ask()
+    if answer.trouble is None and answer.error is None:
+        return PartStatus(name, url, "running", log=log, pid=pid)
+    if answer.status is not None:
+        why = refused if answer.status in (401, 403) else answer.error or answer.trouble or ""
+        return PartStatus(name, url, "ill", why, log, pid)
+    if member is None:
+        return PartStatus(name, url, "away", answer.trouble or "")
     said = _errors(tail(Path(member.log)))
-    return PartStatus(name, url, "not answering", f"{trouble}{said}", member.log, member.pid)
+    return PartStatus(name, url, "not answering", f"{answer.trouble}{said}", log, pid)
 
 
 def _why(member: state.Member) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 KEPT_LINES = 200
 RECONNECT_S = 2.0
-RECONNECTS = 30
+RECONNECTS = 30  # in a row without a new line
 KILLED = 128 + 9  # as a shell reports SIGKILL
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 # `(RayTrainWorker pid=…)` repetitions and Ray's notes about itself explain no failure.
@@ -90,20 +90,35 @@ def may_be_tried_again(ending: Ending) -> bool:
 
 async def _read(client: JobSubmissionClient, submission_id: str, take: Callable[[str], None]) -> None:
     """Pass each line on once, however often the connection breaks: a new one begins at the first line."""
-    passed = 0
-    for _ in range(RECONNECTS):
+    passed = failures = 0
+    while failures < RECONNECTS:
+        seen = 0
+        failures += 1
         try:
-            seen = 0
             async for line in _lines(client, submission_id):
                 seen += 1
                 if seen > passed:
                     take(line)
-                    passed = seen
+                    passed, failures = seen, 0
             if str(client.get_job_status(submission_id).value) in ENDED:
                 return
-        except (RuntimeError, OSError):  # the tail broke off; the status below says whether to go on
-            await asyncio.sleep(RECONNECT_S)
-    raise RetryableError(f"{submission_id}: its log cannot be followed: `ray job logs -f {submission_id}`")
+        except broken():  # the status says next time whether to go on
+            pass
+        await asyncio.sleep(RECONNECT_S)
+    raise _lost(submission_id)
+
+
+def broken() -> tuple[type[Exception], ...]:
+    """What the client raises while the dashboard is away or starts again."""
+    from aiohttp import ClientError  # its refused handshakes and lost connections are no OSErrors
+
+    return (RuntimeError, OSError, ClientError)
+
+
+def _lost(submission_id: str) -> RetryableError:
+    return RetryableError(
+        f"{submission_id}: Ray does not answer; the job may go on: `ray job logs -f {submission_id}`"
+    )
 
 
 async def _lines(client: JobSubmissionClient, submission_id: str) -> AsyncIterator[str]:
@@ -116,7 +131,10 @@ async def _lines(client: JobSubmissionClient, submission_id: str) -> AsyncIterat
 
 
 def _ending(client: JobSubmissionClient, submission_id: str, kept: list[str]) -> Ending:
-    info = client.get_job_info(submission_id)
+    try:
+        info = client.get_job_info(submission_id)
+    except broken() as error:
+        raise _lost(submission_id) from error
     status = str(info.status.value)
     said = [line for line in kept if not RAY_CHATTER.search(line)]
     message = (str(info.message or "").strip().splitlines() or [""])[0]

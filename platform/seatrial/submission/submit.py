@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 from seatrial.config.addresses import Addresses, read_recorded
 from seatrial.errors import RetryableError, SeatrialError, UserError
-from seatrial.monitoring.probe import Probe, bearer
+from seatrial.monitoring.bearer import bearer, token_source
+from seatrial.monitoring.probe import Probe
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -42,16 +43,15 @@ def connect(addresses: Addresses) -> JobSubmissionClient:
     """
     url = addresses.ray_dashboard
     headers = bearer(addresses)
-    trouble = Probe(f"{url}/api/version", headers).trouble()
-    if trouble is not None and (" answers 401" in trouble or " answers 403" in trouble):
-        where = addresses.ray_token_path or "no file"
+    answer = Probe(f"{url}/api/version", headers).ask()
+    if answer.status in (401, 403):
         raise UserError(
-            f"RAY_AUTH_TOKEN_PATH: {where}: {url} refuses this token: "
-            'run `eval "$(seatrial env)"` or set it to the cluster\'s token file'
+            f"{token_source(addresses)}: {url} refuses this token: "
+            'run `eval "$(seatrial env)"` or set it to the cluster\'s token'
         )
-    if trouble is not None:
+    if answer.trouble is not None:
         raise RetryableError(
-            f"RAY_API_SERVER_ADDRESS: {trouble}: run `seatrial up`, or set it to a running cluster"
+            f"RAY_API_SERVER_ADDRESS: {answer.trouble}: run `seatrial up`, or set it to a running cluster"
         )
     from ray.job_submission import JobSubmissionClient
 
