@@ -32,11 +32,14 @@ async def drive(app: App, path: str, body: bytes, request_id: str) -> AsyncItera
         message, first = first, None
         return message or {"type": "http.disconnect"}
 
+    failure: list[Exception] = []
+
     async def run() -> None:
         try:
             await app(_scope(path, body, request_id), receive, messages.put)
-        finally:
-            await messages.put(None)
+        except Exception as error:
+            failure.append(error)
+        await messages.put(None)  # not when it was cancelled: nobody takes from the queue then
 
     task = asyncio.create_task(run())
     try:
@@ -46,7 +49,8 @@ async def drive(app: App, path: str, body: bytes, request_id: str) -> AsyncItera
                 yield message["status"], headers
             elif message.get("body"):
                 yield message["body"]
-        await task
+        if failure:
+            raise failure[0]
     finally:
         task.cancel()
 

@@ -35,3 +35,5 @@ class Live:
     """version -> the Serve application that serves it, None for an adapter in this engine."""
     in_flight: Counter[str] = field(default_factory=Counter)
     """version -> requests under way."""
+    admitted: int = 0
+    """Requests that hold a place, those that are still being read among them."""

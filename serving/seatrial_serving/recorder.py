@@ -209,7 +209,7 @@ class Recorder:
                     future.set_exception(failure)
 
     def _shrink(self) -> None:
-        """Take what is in the store out of the file: all at once when that is everything, else now and then."""
+        """Take what is in the store out of the file: at once when that is everything, else now and then."""
         kept = b"".join(list(self._open.values()))
         if not kept and self._offset == self._spool.size:
             if self._offset and self._spool.empty(self._offset):

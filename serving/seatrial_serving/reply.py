@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 from seatrial_serving.errors import Header, Message, Send
@@ -16,6 +17,9 @@ STREAM_ERROR = b'data: {"error"'
 MAX_ERROR_CHARS = 300
 # vLLM's handler returns nothing once the client has gone, which FastAPI makes into this.
 NOBODY_THERE = b"null"
+# What a client did, which says nothing about the version.
+GONE, STALLED = "client disconnected", "client stopped reading"
+CLIENT_FAULTS = frozenset({None, GONE, STALLED})
 
 
 class Reply:
@@ -30,16 +34,26 @@ class Reply:
         self._at = time.time()
         self._route: Route | None = None
         self._status = 0
-        self._is_stream = False
+        self._is_sending = False
+        self._is_gone = False
         self._ttft_s: float | None = None
         self._last = b""
         self._error: str | None = None
+        self.is_stream = False
         self.is_complete = False
+        self.on_piece: Callable[[], None] | None = None
+        """Called when the engine gives a piece of the answer."""
 
     @property
     def has_begun(self) -> bool:
         """Whether the status line is already with the client."""
         return self._status != 0
+
+    def client_fault(self, failure: Exception) -> str | None:
+        """What the client did to cause ``failure``, when it did."""
+        if self._is_gone:
+            return GONE
+        return STALLED if self._is_sending and isinstance(failure, TimeoutError) else None
 
     def take(self, route: Route) -> Reply:
         """Answer with this version from now on."""
@@ -51,28 +65,39 @@ class Reply:
         if message["type"] == "http.response.start":
             self._status = message["status"]
             message = {**message, "headers": [*message.get("headers", ()), *self._headers()]}
-            self._is_stream = any(
+            self.is_stream = any(
                 name == b"content-type" and value.startswith(b"text/event-stream")
                 for name, value in message["headers"]
             )
-            await self._send(message)
+            await self._deliver(message)
             return
-        await self._send(message)
+        if self.on_piece is not None:
+            self.on_piece()
+        await self._deliver(message)
         body: bytes = message.get("body", b"")
-        if body == NOBODY_THERE and not self._is_stream:
-            self._status, self._error = 499, "client disconnected"
+        if body == NOBODY_THERE and not self.is_stream:
+            self._status, self._error = 499, GONE
         elif body:
             self._on_body(body)
         self.is_complete = self.is_complete or not message.get("more_body", False)
 
+    async def _deliver(self, message: Message) -> None:
+        self._is_sending = True
+        try:
+            await self._send(message)
+        except OSError:
+            self._is_gone = True
+            raise
+        self._is_sending = False
+
     def _on_body(self, body: bytes) -> None:
         if self._ttft_s is None:
             self._ttft_s = time.perf_counter() - self._began
-            if self._is_stream and self._is_exposing and self._status < 400:
+            if self.is_stream and self._is_exposing and self._status < 400:
                 self._recorder.opened(self._row())
         if body.startswith(STREAM_ERROR):
             self._error = body[:MAX_ERROR_CHARS].decode("utf-8", "replace")
-        if not self._is_stream or b'"usage":{' in body:
+        if not self.is_stream or b'"usage":{' in body:
             self._last = body
 
     def finish(self, error: str | None = None) -> None:
@@ -109,18 +134,22 @@ class Reply:
             "status": status,
             "at": self._at,
             "ttft_s": ttft_s,
-            "error": error,
+            "error": error.replace("\0", "") if error else None,
         }
 
     def _outcome(self) -> tuple[int, str | None, float | None]:
         """Status, error and time to the first token. An answer with an error is a failure, no exposure."""
-        if self._error is not None and self._error.startswith("data:"):
-            return 500, self._error, self._ttft_s  # it broke off: the status line had promised better
-        if self._error is None and self._status >= 400:
-            return self._status, self._last[:MAX_ERROR_CHARS].decode("utf-8", "replace"), None
-        if self._ttft_s is not None and self._status < 400:
+        is_clients = self._error in CLIENT_FAULTS
+        if self._status >= 400:
+            error = self._error or self._last[:MAX_ERROR_CHARS].decode("utf-8", "replace")
+            return self._status, error, None
+        if is_clients and self._ttft_s is not None:
             return self._status, None, self._ttft_s  # also when the reader left before the end
-        return self._status or 499, self._error, None
+        if is_clients:
+            return 499, self._error or GONE, None  # nothing was read: no exposure, and nobody's failure
+        if self._status:
+            return 500, self._error, self._ttft_s  # it broke off: the status line had promised better
+        return 499, self._error, None
 
     def _headers(self) -> list[Header]:
         headers = [(b"x-seatrial-request-id", self._request_id.encode())]

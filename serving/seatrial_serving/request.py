@@ -12,6 +12,7 @@ import msgspec
 from seatrial_serving.errors import Header, HttpError, Message, Receive, Scope
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
+MOST_LEVELS = 64
 ID_PREFIXES = ("chatcmpl-", "cmpl-")
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -78,12 +79,28 @@ def parse(body: bytes) -> dict[str, Any]:
     """The body as an object.
 
     Raises:
-        HttpError: 400, it is none.
+        HttpError: 400, it is none, or is nested so deeply that the engine could not read it.
     """
     try:
-        return _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        found = _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise HttpError(400, f"body: no JSON object ({error})", param="body", code="invalid_json") from error
+    if body.count(b"[") + body.count(b"{") > MOST_LEVELS and _is_deeper(found, MOST_LEVELS):
+        raise HttpError(400, f"body: more than {MOST_LEVELS} levels", param="body", code="invalid_json")
+    return found
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether objects and lists are nested more than ``levels`` deep."""
+    level = [value]
+    for _ in range(levels):
+        level = [
+            child
+            for item in level
+            for child in (item.values() if isinstance(item, dict) else item)
+            if isinstance(child, dict | list)
+        ]
+    return bool(level)
 
 
 def forwarded_scope(scope: Scope, head: Head, body: bytes) -> Scope:

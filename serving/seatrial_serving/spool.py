@@ -29,7 +29,7 @@ class SpoolFullError(OSError):
 
 
 class Spool:
-    """One file, one writer. Appending and syncing are safe from any thread, the rest belongs to one thread."""
+    """One file, one writer. Appending and syncing are safe from any thread, the rest is one thread's."""
 
     def __init__(self, path: Path, *, most_bytes: int = 2**30, flags: int = os.O_CREAT) -> None:
         """Open and lock ``path``; without ``flags`` it must be there.

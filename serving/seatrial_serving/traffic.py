@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from seatrial_serving import outcomes
@@ -16,13 +16,16 @@ from seatrial_serving.errors import App, HttpError, Receive, Scope, Send, send_j
 from seatrial_serving.limits import check, unit_of
 from seatrial_serving.live import Live
 from seatrial_serving.recorder import Recorder
-from seatrial_serving.reply import Reply
+from seatrial_serving.reply import GONE, Reply
 from seatrial_serving.request import Head, encode, forwarded_scope, parse, read_body, read_head, replay
 from seatrial_serving.table import Route
 
 log = logging.getLogger(__name__)
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+END_TIMEOUT_S = 5.0
+ENGINE_FAILED = HttpError(500, "the engine failed", code="engine_failed")
+SERVICE_FAILED = HttpError(500, "the service failed", code="service_failed")
 Forward = Callable[[str, str, bytes, Head, Receive, Send], Awaitable[None]]
 """Send a request to another Serve application: (app, path, body, head, receive, send)."""
 
@@ -55,7 +58,10 @@ class Traffic:
         head = read_head(scope)
         try:
             await self._dispatch(path, scope, head, receive, send)
-        except HttpError as error:
+        except Exception as failure:
+            error = failure if isinstance(failure, HttpError) else SERVICE_FAILED
+            if error is SERVICE_FAILED:
+                log.exception("request %s (the client's id: %r) failed", head.request_id, head.client_id)
             headers = [(b"x-seatrial-request-id", head.request_id.encode())]
             if error.status == 429:
                 headers.append((b"retry-after", b"1"))
@@ -68,7 +74,7 @@ class Traffic:
             case "POST", "/v1/chat/completions" | "/v1/completions":
                 await self._answer(path, scope, head, receive, send)
             case "POST", "/v1/outcomes":
-                body = parse(await read_body(receive, head, rules.http.max_body_bytes))
+                body = await self._read(receive, head)
                 service = self._live.table.service
                 await send_json(send, 200, await outcomes.accept(body, service, self._recorder))
             case "GET", "/v1/models":
@@ -76,32 +82,59 @@ class Traffic:
             case method, _:
                 raise HttpError(404, f"{method} {path[:100]}: no such route", code="unknown_route")
 
+    async def _read(self, receive: Receive, head: Head) -> dict[str, Any]:
+        http = self._live.rules.http
+        try:
+            async with asyncio.timeout(http.request_timeout_s):
+                body = await read_body(receive, head, http.max_body_bytes)
+        except TimeoutError as error:
+            late = f"body: not read within {http.request_timeout_s:g} s: send it faster"
+            raise HttpError(408, late, param="body", code="timeout") from error
+        return parse(body)
+
     async def _answer(self, path: str, scope: Scope, head: Head, receive: Receive, send: Send) -> None:
         live, rules = self._live, self._live.rules
-        if live.in_flight.total() >= rules.max_in_flight:
+        if live.admitted >= rules.max_in_flight:
             raise HttpError(429, "too many requests under way: try again in a second", code="overloaded")
-        body = parse(await read_body(receive, head, rules.http.max_body_bytes))
-        check(body, rules.http, chat=path == CHAT, model_tokens=rules.model_tokens)
-        unit = unit_of(body, head.unit)
-        route = live.table.route(body.get("model"), unit, head.request_id, live.ready)
-        reply = Reply(send, self._recorder, live.table.service, head.request_id).take(route)
-        error: str | None = None
+        live.admitted += 1
         try:
-            async with asyncio.timeout(rules.http.request_timeout_s):
-                await self._serve(route, path, scope, head, body, receive, reply)
-        except TimeoutError:
-            error = f"no answer within {rules.http.request_timeout_s:g} s"
-            await _end(reply, HttpError(504, error, code="timeout"))
+            body = await self._read(receive, head)
+            check(body, rules.http, chat=path == CHAT, model_tokens=rules.model_tokens)
+            unit = unit_of(body, head.unit)
+            route = live.table.route(body.get("model"), unit, head.request_id, live.ready)
+            reply = Reply(send, self._recorder, live.table.service, head.request_id).take(route)
+            await self._watch(reply, self._serve(route, path, scope, head, body, receive, reply), head)
+        finally:
+            live.admitted -= 1
+
+    async def _watch(self, reply: Reply, serving: Coroutine[Any, Any, None], head: Head) -> None:
+        """Run ``serving`` as long as pieces of the answer keep coming, and record what came of it."""
+        limit_s = self._live.rules.http.request_timeout_s
+        clock = asyncio.get_running_loop().time
+        error: str | None = None
+
+        def wait_again() -> None:
+            if not patience.expired():
+                patience.reschedule(clock() + limit_s)
+
+        try:
+            async with asyncio.timeout(limit_s) as patience:
+                reply.on_piece = wait_again
+                try:
+                    await serving
+                finally:
+                    reply.on_piece = None
         except asyncio.CancelledError:
-            error = "client disconnected"
+            error = GONE
             raise
-        except HttpError as failure:
-            error = failure.message
-            await _end(reply, failure)
         except Exception as failure:
-            log.exception("request %s (the client's id: %r) failed", head.request_id, head.client_id)
-            error = f"{type(failure).__name__}: {failure}"[:300]
-            await _end(reply, HttpError(500, "the engine failed", code="engine_failed"))
+            error = reply.client_fault(failure)
+            if error is None:
+                answer, error = _explain(failure, limit_s)
+                if answer is ENGINE_FAILED:
+                    ids = (head.request_id, head.client_id)
+                    log.exception("request %s (the client's id: %r) failed", *ids)
+                await _end(reply, answer)
         finally:
             reply.finish(error)
 
@@ -146,10 +179,27 @@ class Traffic:
         return encode({"object": "list", "data": cards})
 
 
+def _explain(failure: Exception, limit_s: float) -> tuple[HttpError, str]:
+    """What the client is told, and what is recorded."""
+    if isinstance(failure, HttpError):
+        return failure, failure.message
+    if isinstance(failure, TimeoutError):
+        late = f"no answer within {limit_s:g} s"
+        return HttpError(504, late, code="timeout"), late
+    return ENGINE_FAILED, f"{type(failure).__name__}: {failure}"[:300]
+
+
 async def _end(reply: Reply, error: HttpError) -> None:
-    """Tell the client: with a status where that is still possible, else with a last event of the stream."""
-    if not reply.has_begun:
-        await send_json(reply, error.status, error.body())
-    elif not reply.is_complete:
-        last = b"data: " + error.body() + b"\n\ndata: [DONE]\n\n"
-        await reply({"type": "http.response.body", "body": last, "more_body": False})
+    """Tell the client: with a status where that is still possible, else with a last event of the stream.
+
+    An answer of another kind is left incomplete: the server then closes the connection.
+    """
+    try:
+        async with asyncio.timeout(END_TIMEOUT_S):
+            if not reply.has_begun:
+                await send_json(reply, error.status, error.body())
+            elif reply.is_stream and not reply.is_complete:
+                last = b"data: " + error.body() + b"\n\ndata: [DONE]\n\n"
+                await reply({"type": "http.response.body", "body": last, "more_body": False})
+    except Exception as failure:
+        log.info("the client could not be told: %s", failure)

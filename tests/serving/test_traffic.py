@@ -212,6 +212,45 @@ async def test_too_many_at_once_are_told_to_come_back() -> None:
     assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {200}
 
 
+async def test_requests_that_are_still_being_read_hold_a_place_and_only_for_a_while() -> None:
+    app, shelf, live = service(max_in_flight=2)
+
+    async def trickle() -> Any:
+        yield b"{"
+        await asyncio.sleep(5)
+        yield b"}"
+
+    async with client(app) as http:
+        reading = [asyncio.create_task(http.post("/v1/completions", content=trickle())) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        assert (await ask(app)).status_code == 429
+        late = await asyncio.gather(*reading)
+    assert {(answer.status_code, error_of(answer)["code"]) for answer in late} == {(408, "timeout")}
+    assert live.admitted == 0
+    assert (await ask(app)).status_code == 200
+    assert shelf.rows[0]["status"] == 200
+
+
+async def test_what_is_nested_too_deeply_is_refused_in_shape() -> None:
+    app, shelf, _ = service()
+    async with client(app) as http:
+        for levels in (100, 400, 900):
+            deep = b'{"model":"svc","messages":[{}],"stop":' + b"[" * levels + b"]" * levels + b"}"
+            for path in ("/v1/chat/completions", "/v1/outcomes"):
+                answer = await http.post(path, content=deep)
+                assert (answer.status_code, error_of(answer)["code"]) == (400, "invalid_json")
+    assert shelf.rows == []
+
+
+async def test_a_fault_of_our_own_is_answered_in_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    app, _, live = service()
+    monkeypatch.setattr(type(live.table), "route", lambda *_: 1 / 0)
+    answer = await ask(app)
+    assert (answer.status_code, error_of(answer)["code"]) == (500, "service_failed")
+    assert answer.headers["x-seatrial-request-id"]
+    assert live.admitted == 0
+
+
 async def test_a_stream_is_passed_on_and_its_first_token_noted_when_it_leaves() -> None:
     usage = b'data: {"usage":{"completion_tokens":3}}\n\n'
     app, shelf, live = service(streaming(b"data: a\n\n", usage, b"data: [DONE]\n\n"))
@@ -230,6 +269,103 @@ async def test_a_stream_that_hangs_is_ended_with_an_error_event_and_is_a_failure
     assert answer.content.endswith(b"data: [DONE]\n\n")
     assert shelf.rows[0]["status"] == 500
     assert "timeout" in shelf.rows[0]["error"]
+
+
+async def test_a_stream_that_keeps_coming_may_take_longer_than_the_limit() -> None:
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for _ in range(5):
+            await asyncio.sleep(0.2)  # of the 0.5 s that are allowed between pieces
+            await send({"type": "http.response.body", "body": b"data: a\n\n", "more_body": True})
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    app, shelf, _ = service(slow)
+    answer = await ask(app, stream=True)
+    assert answer.content.count(b"data: a") == 5
+    assert (shelf.rows[0]["status"], shelf.rows[0]["error"]) == (200, None)
+
+
+class Reader:
+    """A client that goes wrong in its own way when the body's ``piece`` (0 is the head) is sent to it."""
+
+    def __init__(self, piece: int, *, stalls: bool) -> None:
+        self.piece = piece
+        self.stalls = stalls
+        self.sent: list[Any] = []
+
+    async def __call__(self, message: Any) -> None:
+        self.sent.append(message)
+        if len(self.sent) > self.piece:
+            if self.stalls:
+                await asyncio.Event().wait()
+            raise BrokenPipeError("gone")
+
+    async def ask(self, app: Any) -> None:
+        body = json.dumps({"model": "svc", "messages": MESSAGES, "stream": True, "user": "u"}).encode()
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Any:
+            if messages:
+                return messages.pop()
+            return await asyncio.Event().wait()
+
+        headers = [(b"authorization", f"Bearer {KEY}".encode())]
+        scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
+        await asyncio.wait_for(app(scope, receive, self), 10)
+
+
+@pytest.mark.parametrize("stalls", [True, False])
+@pytest.mark.parametrize("piece", [0, 1, 2])
+async def test_a_client_that_stops_reading_is_not_the_arms_failure(piece: int, stalls: bool) -> None:
+    app, shelf, live = service(streaming(b"data: a\n\n", b"data: b\n\n"))
+    await Reader(piece, stalls=stalls).ask(app)
+    (row,) = shelf.rows
+    if piece < 2:
+        fault = "client stopped reading" if stalls else "client disconnected"
+        assert (row["status"], row["error"], row["ttft_s"]) == (499, fault, None)
+    else:
+        assert (row["status"], row["error"]) == (200, None), "the first token was read: an exposure"
+        assert row["ttft_s"] > 0
+    assert live.in_flight.total() == live.admitted == 0
+
+
+@pytest.mark.parametrize("ending", ["returns", "is cancelled"])
+async def test_a_reader_who_leaves_before_the_first_token_is_neither_exposure_nor_failure(
+    ending: str,
+) -> None:
+    began = asyncio.Event()
+
+    async def engine(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        began.set()
+        if ending == "is cancelled":
+            await asyncio.Event().wait()
+
+    app, shelf, _ = service(engine)
+    asking = asyncio.create_task(ask(app, stream=True))
+    await began.wait()
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    (row,) = shelf.rows
+    assert (row["status"], row["error"], row["ttft_s"]) == (499, "client disconnected", None)
+    assert shelf.open == []
+
+
+async def test_an_answer_that_dies_after_its_head_is_left_incomplete_and_a_failure() -> None:
+    async def dies(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b'{"id": ', "more_body": True})
+        raise RuntimeError("the process died")
+
+    app, shelf, _ = service(dies)
+    reader = Reader(9, stalls=False)
+    await reader.ask(app)
+    assert [message.get("more_body") for message in reader.sent] == [None, True], "no event inside of JSON"
+    assert shelf.rows[0]["status"] == 500
+    assert "the process died" in shelf.rows[0]["error"]
 
 
 async def test_an_answer_that_never_begins_times_out_and_is_a_failure() -> None:

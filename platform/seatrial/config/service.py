@@ -65,8 +65,8 @@ class HttpSection(Section):
     """Largest `max_tokens` of a request, and its value where a request gives none."""
     max_n: PositiveInt = 4
     """Largest `n` of a request."""
-    request_timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    """Seconds after which an unanswered request is ended."""
+    request_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120.0
+    """Seconds within which a request must be read, an answer must come, and each token of a stream."""
 
     @model_validator(mode="after")
     def _somebody_may_call(self) -> HttpSection:
