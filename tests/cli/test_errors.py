@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from seatrial.cli import main as cli
+from seatrial.config.addresses import VARIABLES
 
 Run = Callable[..., tuple[int, str, list[str]]]
 
@@ -100,6 +101,33 @@ def test_a_service_file_is_no_recipe(run: Run, tmp_path: Path) -> None:
     assert "`seatrial deploy service.yaml`" in said[0]
 
 
+def test_a_recipe_is_no_service_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    code, _, said = run("deploy", "recipe.yaml")
+    assert (code, len(said)) == (2, 1)
+    assert "`seatrial train recipe.yaml`" in said[0]
+
+
+def test_a_folder_that_cannot_hold_a_stack_is_named(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, said = run("up", "--home", str(tmp_path / "file"))
+    assert (code, len(said)) == (2, 1)
+    assert said[0].startswith(f"--home: {tmp_path}/file: cannot be used (")
+
+
+def test_defaults_are_not_passed_off_as_a_stack(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in VARIABLES.values():
+        monkeypatch.delenv(name, raising=False)
+    code, printed, said = run("env")
+    assert code == 0
+    assert "export MLFLOW_TRACKING_URI=http://127.0.0.1:5000" in printed
+    assert said == [
+        f"no stack is up in {tmp_path}/.seatrial: these are the defaults: `seatrial up` starts one"
+    ]
+
+
 def test_no_mlflow_is_one_line_with_the_remedy(run: Run, tmp_path: Path) -> None:
     (tmp_path / "service.yaml").write_text(SERVICE)
     for command in (["deploy", "service.yaml"], ["promote", "helper", "1"], ["rollback", "helper"]):
@@ -141,8 +169,9 @@ def test_strangers_may_only_call_on_loopback(
         (["up", "--mlflow-port", "high"], "Invalid value for '--mlflow-port'"),
         (["train"], "Missing argument 'RECIPE'"),
         (["data", "unknown", "x.jsonl"], "data: unknown: unknown: give one of stdlib-docs"),
-        (["schema", "thing"], "Invalid value for 'kind'"),
+        (["schema", "thing"], "Invalid value for 'kind': 'thing' is not one of"),
         (["key", "Not A Slug"], "NAME: Not A Slug"),
+        (["promote", "helper", "second"], "VERSION: second: no number"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(run: Run, arguments: list[str], expected: str) -> None:

@@ -108,8 +108,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def test_every_part_answers_once_it_is_up(stack: Stack) -> None:
     done = run(stack.folder, "status")
     assert done.returncode == 0, done.stdout
-    rows = [line.split("\t")[:2] for line in done.stdout.splitlines()]
+    rows = [line.split("\t")[:2] for line in done.stdout.splitlines() if "\t" in line]
     assert rows == [["mlflow", "running"], ["ray", "running"], ["controller", "running"]]
+    assert done.stdout.splitlines()[-1] == "services: none deployed"
     print(f"up took {stack.started_s:.1f} s")
 
 

@@ -10,10 +10,9 @@ import typer
 
 from seatrial.cli.output import say
 from seatrial.cli.where import addresses
-from seatrial.config.load import load
-from seatrial.config.service import ServiceConfig
 from seatrial.reconcile.observed import route_prefixes
 from seatrial.submission import deploy
+from seatrial.submission.recipes import load_service
 
 
 def command(
@@ -28,7 +27,7 @@ def command(
     The file is checked, MLflow and the base model are looked for, and only then is the service written down
     for the controller, which starts the engine. Nothing is deployed when a check fails.
     """
-    config = load(service, ServiceConfig)
+    config = load_service(service)
     found = addresses()
     deploy.check(config, found, service)
     rows = deploy.put(config, found, now=time.time())

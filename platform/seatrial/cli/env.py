@@ -12,9 +12,11 @@ import typer
 
 from seatrial.cli.output import complain, say
 from seatrial.cli.where import HomeOption, addresses
+from seatrial.config.addresses import VARIABLES
 from seatrial.monitoring.bearer import TOKEN_VARIABLE
 from seatrial.monitoring.proxy import direct_loopback
 from seatrial.stack.parts import STORE_VARIABLE, loopback_environment
+from seatrial.stack.state import path_of
 
 
 def command(
@@ -32,6 +34,8 @@ def command(
     store's address only where it holds no password.
     """
     found = addresses(home)
+    if not path_of(found.home).exists() and not any(os.environ.get(name) for name in VARIABLES.values()):
+        complain(f"no stack is up in {found.home}: these are the defaults: `seatrial up` starts one")
     values = found.environment()
     is_withheld = holds_password(found.store_url) and not secrets
     if is_withheld:

@@ -128,7 +128,7 @@ def main(arguments: list[str]) -> int:
         _complain(str(error))
         return error.exit_code
     except typer.TyperException as error:
-        said = error.format_message().replace("\n", " ").rstrip(".")
+        said = error.format_message().replace("\n", " ").replace("Value error, ", "").rstrip(".")
         _complain(f"{said}. See `{_help_of(error)}`.")
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):  # an ordinary Ctrl-C comes as exit code 130 below

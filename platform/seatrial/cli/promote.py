@@ -35,6 +35,8 @@ def command(
 
     Nothing else happens here, exactly as in the MLflow UI: the controller sees the alias and does the rest.
     """
+    if not version.isdecimal():
+        raise UserError(f"VERSION: {version}: no number: give one that MLflow shows, such as 2")
     uri = addresses().mlflow_uri
     before = aliases.read(service, uri=uri)
     record = versions.describe(service, version, uri=uri)

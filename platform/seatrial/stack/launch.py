@@ -34,6 +34,7 @@ POLL_S = 0.2
 # Ray makes unix sockets below its folder, whose paths must stay under 108 bytes (`sun_path` in unix(7)).
 SHORT_TEMPORARY = Path("/tmp")  # noqa: S108
 LONGEST_TEMPORARY = 24
+LOCK_NAME = "up.lock"
 RAY_SESSION = "session_latest"
 RAY_LOGS = Path("logs/ray")
 
@@ -51,11 +52,12 @@ def up(home: Path, chosen: Ports, ray_cpus: int, report: Callable[[Ready], None]
     """Start the stack of ``home``; ``report`` hears of each part as it becomes ready.
 
     Raises:
-        UserError: a port is in use, a package is missing, or a stack of this home is half up.
+        UserError: a port is in use, a package is missing, the folder cannot be written, or a stack of it is
+            half up.
         SeatrialError: a part ended or did not answer in time. Nothing is left running then, nor after
             Ctrl-C or SIGTERM.
     """
-    home.mkdir(parents=True, exist_ok=True)
+    _make(home)
     with _only_one(home):
         _clear_stale(home)
         for package in ("ray", "mlflow"):
@@ -100,7 +102,6 @@ def down(home: Path) -> Ended | None:
 
 def _start(home: Path, chosen: Ports, ray_cpus: int, report: Callable[[Ready], None]) -> State:
     plan = _plan(home, chosen, ray_cpus)
-    plan.logs.mkdir(exist_ok=True)
     owner = processes.member("seatrial up", os.getpid())
     current = State(plan.mark, "starting", owner, str(plan.folder), plan.addresses)
     started: list[tuple[Child, subprocess.Popen[bytes]]] = []
@@ -239,10 +240,20 @@ def _keep_ray_logs(folder: Path, home: Path) -> Path | None:
     return kept
 
 
+def _make(home: Path) -> None:
+    try:
+        (home / "logs").mkdir(parents=True, exist_ok=True)
+        (home / LOCK_NAME).touch()
+    except OSError as error:
+        raise UserError(
+            f"--home: {home}: cannot be used ({error.strerror}): give a folder that you can write to"
+        ) from error
+
+
 @contextlib.contextmanager
 def _only_one(home: Path) -> Iterator[None]:
     """Let one `seatrial up` at a time start a stack in ``home``."""
-    with (home / "up.lock").open("w") as lock:
+    with (home / LOCK_NAME).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -62,7 +62,7 @@ def read(home: Path) -> State | None:
             addresses=Addresses.of(found["addresses"]),
             members=tuple(Member(**member) for member in found["members"]),
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: not a state file of `seatrial up` ({error!r}): delete it") from error

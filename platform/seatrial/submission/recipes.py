@@ -15,12 +15,14 @@ from seatrial.errors import UserError
 TRAIN_MODULE = "seatrial_jobs.train"
 PRETRAIN_MODULE = "seatrial_jobs.pretrain"
 
-# A key of the top level that only this kind of file has.
+# A key of the top level → the kind of file that has it; the first one decides.
 SIGNS: dict[str, type[Section]] = {
     "register_as": PretrainRecipe,
     "architecture": PretrainRecipe,
     "engine": ServiceConfig,
     "http": ServiceConfig,
+    "data": TrainRecipe,
+    "method": TrainRecipe,
 }
 
 
@@ -30,14 +32,31 @@ def kind_of(path: Path) -> type[Section]:
     Raises:
         UserError: the file cannot be read. Bad YAML is left to the loader, which names the line.
     """
+    return _shown_kind(path) or TrainRecipe
+
+
+def _shown_kind(path: Path) -> type[Section] | None:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}): give the path of a YAML file") from error
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({why}): give the path of a YAML file") from error
     except yaml.YAMLError:
-        return TrainRecipe
+        return None
     keys = values if isinstance(values, dict) else {}
-    return next((kind for sign, kind in SIGNS.items() if sign in keys), TrainRecipe)
+    return next((kind for sign, kind in SIGNS.items() if sign in keys), None)
+
+
+def load_service(path: Path) -> ServiceConfig:
+    """The validated service file.
+
+    Raises:
+        UserError: the file is missing, or is a recipe.
+        ConfigError: one problem for each bad field.
+    """
+    if _shown_kind(path) in (TrainRecipe, PretrainRecipe):
+        raise UserError(f"{path}: a recipe, not a service file: `seatrial train {path}`")
+    return load(path, ServiceConfig)
 
 
 def load_recipe(path: Path) -> tuple[TrainRecipe | PretrainRecipe, str]:
