@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import string
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,18 @@ if TYPE_CHECKING:
 
 GENERATE_ROWS = 32
 """Prompts that are answered together."""
-PUNCTUATION = str.maketrans("", "", string.punctuation)
+UNSPACED = (
+    (0x0E00, 0x0EFF),  # Thai, Lao
+    (0x1000, 0x109F),  # Myanmar
+    (0x1780, 0x17FF),  # Khmer
+    (0x3005, 0x3007),  # ideographic repetition mark, closing mark, zero
+    (0x3040, 0x30FF),  # Hiragana, Katakana
+    (0x3400, 0x4DBF),  # CJK ideographs, extension A
+    (0x4E00, 0x9FFF),  # CJK ideographs
+    (0xF900, 0xFAFF),  # CJK compatibility ideographs
+    (0x20000, 0x3FFFF),  # CJK ideographs, further extensions
+)
+"""Scripts that put no space between words: each character is a word to ROUGE."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,8 @@ class Question:
     prompt: str
     prompt_ids: list[int]
     reference: str
+    lead_in: str = ""
+    """What the chat template has taught the model to say first, which is no part of the answer."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +55,10 @@ class Scores:
     rouge_l: float | None
 
 
-def heldout_loss(model: nn.Module, packed: Packed, rows_at_once: int, share: Share, autocast: Any) -> float:
-    """Mean loss in nats per token with a label, over all workers' parts."""
+def heldout_loss(
+    model: nn.Module, packed: Packed, rows_at_once: int, share: Share, autocast: Any, *, apart: bool = False
+) -> float:
+    """Mean loss in nats per token with a label, over all workers' parts; ``apart`` as `Batches` has it."""
     import torch
     import torch.distributed as dist
 
@@ -54,7 +70,7 @@ def heldout_loss(model: nn.Module, packed: Packed, rows_at_once: int, share: Sha
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for batch in every(packed, rows_at_once, share):
+        for batch in every(packed, rows_at_once, share, apart=apart):
             with autocast():
                 total[0] += token_loss(model, batch)
             total[1] += (batch.targets != IGNORED).sum()
@@ -79,8 +95,14 @@ def answer(
         chosen = by_length[start : start + GENERATE_ROWS]
         prompts = [questions[i].prompt_ids for i in chosen]
         for i, text in zip(chosen, _generate(model, tokenizer, prompts, max_new_tokens, device), strict=True):
-            answers[i] = text
+            answers[i] = without_lead_in(text, questions[i].lead_in)
     return answers
+
+
+def without_lead_in(text: str, lead_in: str) -> str:
+    """The answer itself."""
+    stripped = text.lstrip()
+    return stripped.removeprefix(lead_in).lstrip() if lead_in and stripped.startswith(lead_in) else text
 
 
 def _generate(
@@ -115,7 +137,8 @@ def _generate(
 
 
 def _longest(model: Any) -> int:
-    return int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
+    config = model.config.get_text_config()
+    return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
 
 
 def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -127,20 +150,58 @@ def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def normalise(text: str) -> str:
     """Lower case, no punctuation, single spaces."""
-    return " ".join(text.lower().translate(PUNCTUATION).split())
+    kept = (character for character in text.lower() if not _is_punctuation(character))
+    return " ".join("".join(kept).split())
+
+
+def _is_punctuation(character: str) -> bool:
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
+
+
+def same(given: str, wanted: str) -> bool:
+    """Whether two texts are equal after :func:`normalise`, or as they are where it leaves nothing of one."""
+    left, right = normalise(given), normalise(wanted)
+    return left == right if left and right else given.strip() == wanted.strip()
+
+
+class Words:
+    """The tokenizer of `rouge_score` (lower case, words of four letters or more stemmed), for all scripts."""
+
+    def __init__(self) -> None:
+        from nltk.stem.porter import PorterStemmer
+
+        self._stem = PorterStemmer().stem
+
+    def tokenize(self, text: str) -> list[str]:
+        """Runs of letters, marks and digits; single characters of scripts without spaces."""
+        spaced = "".join(map(self._spaced, unicodedata.normalize("NFKC", text).lower()))
+        return [self._stem(w) if len(w) > 3 and w.isascii() else w for w in spaced.split()]
+
+    @staticmethod
+    def _spaced(character: str) -> str:
+        if unicodedata.category(character)[0] not in "LMN":
+            return " "
+        if any(first <= ord(character) <= last for first, last in UNSPACED):
+            return f" {character} "
+        return character
 
 
 def score(answers: Sequence[str], references: Sequence[str]) -> tuple[float | None, float | None]:
-    """Exact match after :func:`normalise`, and ROUGE-L F1 with stemming (Lin 2004), both means in [0, 1]."""
+    """Exact match by :func:`same`, and ROUGE-L F1 over :class:`Words` (Lin 2004), both means in [0, 1]."""
     if not answers:
         return None, None
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    scorer = RougeScorer(["rougeL"], tokenizer=Words())
+
+    def rouge_l(given: str, wanted: str) -> float:
+        # Without a word (a formula, an emoji) there is nothing to compare but the whole.
+        wordless = not normalise(given) and not normalise(wanted) and same(given, wanted)
+        return 1.0 if wordless else float(scorer.score(wanted, given)["rougeL"].fmeasure)
+
     pairs = list(zip(answers, references, strict=True))
-    exact = sum(normalise(given) == normalise(wanted) for given, wanted in pairs)
-    rouge = sum(scorer.score(wanted, given)["rougeL"].fmeasure for given, wanted in pairs)
-    return exact / len(pairs), rouge / len(pairs)
+    exact = sum(same(given, wanted) for given, wanted in pairs)
+    return exact / len(pairs), sum(rouge_l(given, wanted) for given, wanted in pairs) / len(pairs)
 
 
 def failed_gates(gate: GateSection, scores: Scores) -> list[str]:

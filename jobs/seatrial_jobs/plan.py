@@ -1,7 +1,8 @@
 """`python -m seatrial_jobs.plan RECIPE.yaml`: what a job would do, as one JSON line, without starting it.
 
 The time is an estimate: the job's floating-point operations over the speed at which this machine multiplies
-matrices of the model's own shapes, plus what a step and a start cost besides. It imports no torch.
+matrices of the model's own shapes, plus what a step and a start cost besides. It imports no torch where the
+base's `config.json` spells out its sizes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from seatrial.config.load import load
 from seatrial.config.recipe import PretrainRecipe, Recipe, TrainRecipe
 from seatrial.errors import SeatrialError, UserError
 from seatrial_jobs.events import complain
-from seatrial_jobs.prepare import Prepared, prepare
+from seatrial_jobs.prepare import Prepared, prepare, read_config
 
 START_S = 25.0
 """Seconds from submission to the first step and from the last step to the version; measured on 2 cores."""
@@ -41,6 +42,11 @@ class Plan:
     heldout: int
     tokens: int
     """Tokens of the training documents: one epoch."""
+    cut_documents: int
+    """Conversations that do not fit a row of `run.seq_tokens` and lose tokens."""
+    cut_tokens: int
+    cut_responses: int
+    """Those that lose the end of their response, so that the model does not learn to stop there."""
     steps: int
     batch_tokens: int
     """Places for tokens in one optimizer step."""
@@ -116,6 +122,9 @@ def plan(recipe: TrainRecipe | PretrainRecipe, root: Path | None = None) -> Plan
         rows_kept=prepared.split.rows_kept,
         heldout=len(prepared.split.heldout),
         tokens=prepared.train.tokens,
+        cut_documents=prepared.cut.documents,
+        cut_tokens=prepared.cut.tokens,
+        cut_responses=prepared.cut.responses,
         steps=prepared.steps,
         batch_tokens=recipe.run.batch_rows * recipe.run.seq_tokens,
         workers=recipe.resources.workers,
@@ -132,9 +141,8 @@ def _shape(recipe: TrainRecipe | PretrainRecipe, prepared: Prepared) -> Shape | 
         sizes = (a.hidden_size, a.feed_forward, a.layers, a.heads, a.kv_heads, a.head_dim)
         return Shape(*sizes, vocabulary=recipe.tokenizer.vocab_size, tied=True)
     assert prepared.base is not None  # noqa: S101
-    config = json.loads((prepared.base.path / "config.json").read_bytes())
     try:
-        return Shape.of(config.get("text_config") or config)
+        return Shape.of(read_config(prepared.base.path))
     except (KeyError, TypeError):
         return None
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +13,44 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from seatrial.config.recipe import PretrainRecipe, Recipe, TrainRecipe
-from seatrial.errors import UserError
-from seatrial_jobs.data.chat import encode, prompt_ids
+from seatrial.errors import RetryableError, UserError
+from seatrial.registry.bases import CHAT_TEMPLATE
+from seatrial_jobs.data.chat import Encoded, encode, lead_in, prompt_ids
 from seatrial_jobs.data.pack import Packed, pack
-from seatrial_jobs.data.read import Example, Split, load_split
+from seatrial_jobs.data.read import Example, Split, leave_out, load_split
 from seatrial_jobs.evaluate import Question
 from seatrial_jobs.export import base as bases
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+SIZES = (
+    "max_position_embeddings",
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
+"""What is read of a base's configuration; model families have other names for some of it."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What of the conversations did not fit rows of `run.seq_tokens`; texts are split and lose nothing."""
+
+    documents: int = 0
+    tokens: int = 0
+    responses: int = 0
+    """Documents that lost the end of their response, and its end token with it."""
+
+    @classmethod
+    def of(cls, documents: Sequence[Encoded]) -> Cut:
+        """Count over documents."""
+        return cls(
+            documents=sum(document.cut_tokens > 0 for document in documents),
+            tokens=sum(document.cut_tokens for document in documents),
+            responses=sum(not document.ends for document in documents),
+        )
 
 
 @dataclass(frozen=True)
@@ -39,6 +67,13 @@ class Prepared:
     """Where fine-tuning starts; ``None`` when a model is made from nothing."""
     tokenizer_files: dict[str, str] | None
     """Name → content of a tokenizer that was made for this job."""
+    cut: Cut
+    """What is lost of the training and held-out rows."""
+
+    @property
+    def tokens_digest(self) -> str:
+        """SHA-256 of the packed training rows: tokenizer, chat template and packing show in it as well."""
+        return self.train.digest
 
     @property
     def base_digest(self) -> str:
@@ -61,12 +96,15 @@ def prepare(recipe: TrainRecipe | PretrainRecipe, root: Path) -> Prepared:
             f"run.seq_tokens: {recipe.run.seq_tokens}: longer than the model's {shape.positions} positions: "
             "lower it"
         )
-    train = _pack(split.train, tokenizer, recipe.run.seq_tokens)
+    learnt, wrong = _encoded(split.train, tokenizer, recipe.run.seq_tokens)
+    measured, also_wrong = _encoded(split.heldout, tokenizer, recipe.run.seq_tokens)
+    split = leave_out(split, recipe.data, wrong + also_wrong)
+    train = pack(learnt, recipe.run.seq_tokens)
     if not train.label_tokens:
         raise UserError(
             f"data.train: {recipe.data.train}: no token to learn fits a row: raise run.seq_tokens"
         )
-    heldout = _pack(split.heldout, tokenizer, recipe.run.seq_tokens) if split.heldout else None
+    heldout = pack(measured, recipe.run.seq_tokens) if measured else None
     largest = int(max(part.input_ids.max() for part in (train, heldout) if part is not None))
     if largest >= shape.vocabulary:
         raise UserError(
@@ -80,19 +118,26 @@ def prepare(recipe: TrainRecipe | PretrainRecipe, root: Path) -> Prepared:
         steps=_steps(recipe, train),
         base=base,
         tokenizer_files=files,
+        cut=Cut.of(learnt + measured),
     )
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in ``folder``; the plain fast class where it will do, since it imports no torch."""
+    """The tokenizer in ``folder``, with the default chat template when it has none.
+
+    The plain fast class where it will do, since it imports no torch.
+    """
+    found: PreTrainedTokenizerBase
     if (folder / "tokenizer.json").is_file():
         from transformers import PreTrainedTokenizerFast
 
-        fast: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder)
-        return fast
-    from transformers import AutoTokenizer
+        found = PreTrainedTokenizerFast.from_pretrained(folder)
+    else:
+        from transformers import AutoTokenizer
 
-    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if not found.chat_template:
+        found.chat_template = CHAT_TEMPLATE  # so that a version which is a whole model carries it
     return found
 
 
@@ -115,7 +160,10 @@ def _start(
     recipe: TrainRecipe | PretrainRecipe, split: Split, root: Path
 ) -> tuple[bases.LocalBase | None, dict[str, str] | None, PreTrainedTokenizerBase, _Shape]:
     if isinstance(recipe, TrainRecipe):
-        base = bases.resolve(recipe.model.base, recipe.model.revision, root=root)
+        try:
+            base = bases.resolve(recipe.model.base, recipe.model.revision, root=root)
+        except RetryableError as error:
+            raise UserError(str(error)) from error
         try:
             tokenizer = load_tokenizer(base.path)
         except (OSError, ValueError) as error:
@@ -123,7 +171,7 @@ def _start(
             raise UserError(
                 f"model.base: {recipe.model.base}: its tokenizer cannot be read ({reason}): mend the base"
             ) from error
-        return base, None, tokenizer, _shape_of(base)
+        return base, None, tokenizer, _shape_of(base, recipe.model.base)
     from seatrial_jobs.tokenizer import train_tokenizer
 
     made = train_tokenizer(_texts(split.train), recipe.tokenizer.vocab_size)
@@ -131,12 +179,39 @@ def _start(
     return None, _files_of(made), made, shape
 
 
-def _shape_of(base: bases.LocalBase) -> _Shape:
-    config: dict[str, Any] = json.loads((base.path / "config.json").read_bytes())
-    config = config.get("text_config") or config
+def _shape_of(base: bases.LocalBase, ref: str) -> _Shape:
     unbounded = 1 << 30
-    positions = config.get("max_position_embeddings") or unbounded
-    return _Shape("model.base", int(positions), int(config.get("vocab_size") or unbounded))
+    try:
+        config = read_config(base.path)
+        positions = int(config.get("max_position_embeddings") or unbounded)
+        vocabulary = int(config.get("vocab_size") or unbounded)
+    except (ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model.base: {ref}: its config.json cannot be read ({reason}): mend the base"
+        ) from error
+    return _Shape("model.base", positions, vocabulary)
+
+
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """The configuration of the language model in ``folder``, under the names of :data:`SIZES`.
+
+    Raises:
+        ValueError: `transformers` cannot read it.
+    """
+    written: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+    plain = written.get("text_config") or written
+    if all(name in plain for name in SIZES):
+        return plain
+    # Other names (GPT-2's `n_positions`) and defaults that are not written down; this imports torch.
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    except (KeyError, OSError, AttributeError, StrictDataclassError) as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+    return {**config.to_dict(), **{name: getattr(config, name, None) for name in SIZES}}
 
 
 def _texts(examples: Sequence[Example]) -> list[str]:
@@ -149,8 +224,21 @@ def _files_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
         return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(place).iterdir())}
 
 
-def _pack(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, seq_tokens: int) -> Packed:
-    return pack([encode(example, tokenizer, seq_tokens) for example in examples], seq_tokens)
+def _encoded(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, seq_tokens: int
+) -> tuple[list[Encoded], list[tuple[Example, str]]]:
+    """The documents of all examples, and the examples that the chat template refuses, with the reason."""
+    from jinja2 import TemplateError
+
+    documents: list[Encoded] = []
+    refused: list[tuple[Example, str]] = []
+    for example in examples:
+        try:
+            documents += encode(example, tokenizer, seq_tokens)
+        except TemplateError as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            refused.append((example, f"is refused by the model's chat template ({reason})"))
+    return documents, refused
 
 
 def _questions(
@@ -160,7 +248,12 @@ def _questions(
     asked = [example for example in examples if not example.is_text]
     chosen = np.random.default_rng(0).permutation(len(asked))[: recipe.gate.sample_rows]
     return [
-        Question(_last_user_turn(asked[i]), prompt_ids(asked[i], tokenizer), asked[i].response)
+        Question(
+            prompt=_last_user_turn(asked[i]),
+            prompt_ids=prompt_ids(asked[i], tokenizer),
+            reference=asked[i].response,
+            lead_in=lead_in(asked[i], tokenizer),
+        )
         for i in sorted(int(index) for index in chosen)
     ]
 
@@ -174,8 +267,3 @@ def _steps(recipe: Recipe, train: Packed) -> int:
     if recipe.run.steps is not None:
         return recipe.run.steps
     return max(math.ceil((recipe.run.epochs or 0) * train.rows / recipe.run.batch_rows), 1)
-
-
-def digest_of_text(text: str) -> str:
-    """SHA-256 of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -46,8 +49,6 @@ def test_no_token_is_lost_positions_restart_and_labels_stay_on_their_tokens(
             ids, labels = document.input_ids[:seq_tokens], document.labels[:seq_tokens]
             expected.append((ids, [IGNORED, *labels[1:]]))
     assert sorted(unpack(packed)) == sorted(expected)
-    assert packed.truncated == sum(len(document.input_ids) > seq_tokens for document in documents)
-    assert packed.documents == len(expected)
     assert packed.tokens == sum(len(ids) for ids, _ in expected) == (packed.input_ids != 0).sum()
     assert packed.label_tokens == (packed.labels != IGNORED).sum()
 
@@ -58,6 +59,18 @@ def test_the_same_documents_give_the_same_rows(documents: list[Encoded]) -> None
     for name in ("input_ids", "labels", "position_ids"):
         assert np.array_equal(getattr(first, name), getattr(second, name))
         assert getattr(first, name).dtype == np.int32
+    assert first.digest == second.digest
+
+
+def test_the_digest_tells_tokens_labels_and_places_apart() -> None:
+    plain = pack([Encoded([5, 6, 7], [5, 6, 7]), Encoded([8, 9], [8, 9])], 8)
+    others = [
+        pack([Encoded([5, 6, 8], [5, 6, 7]), Encoded([8, 9], [8, 9])], 8),
+        pack([Encoded([5, 6, 7], [IGNORED, 6, IGNORED]), Encoded([8, 9], [8, 9])], 8),
+        pack([Encoded([5, 6, 7, 8, 9], [5, 6, 7, IGNORED, 9])], 8),
+        pack([Encoded([5, 6, 7], [5, 6, 7]), Encoded([8, 9], [8, 9])], 4),
+    ]
+    assert len({packed.digest for packed in [plain, *others]}) == 5
 
 
 def test_rows_are_nearly_full() -> None:
@@ -79,10 +92,16 @@ def test_an_epoch_visits_every_row_once(rows: int, batch_rows: int, seed: int, e
     assert sorted(visited[epoch * rows : (epoch + 1) * rows].tolist()) == list(range(rows))
 
 
-@given(step=st.integers(0, 10**6))
-def test_the_order_needs_no_step_before_it(step: int) -> None:
-    assert np.array_equal(order(1000, 8, 7, step), order(1000, 8, 7, step))
-    assert order(1000, 8, 7, step).shape == (8,)
+ORDER = """
+from seatrial_jobs.data.pack import order
+print([order(1000, 8, 7, step).tolist() for step in (124, 125, 10**6)])
+"""
+
+
+def test_the_order_of_a_step_is_the_same_in_a_process_that_saw_no_step_before_it() -> None:
+    walked = {step: order(1000, 8, 7, step).tolist() for step in [*range(126), 10**6]}
+    fresh = subprocess.run([sys.executable, "-c", ORDER], capture_output=True, text=True, check=True)
+    assert json.loads(fresh.stdout) == [walked[step] for step in (124, 125, 10**6)]
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:

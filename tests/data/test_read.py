@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from seatrial.config.data import DataSection
 from seatrial.errors import UserError
-from seatrial_jobs.data.read import Example, Message, digest, load_split, read_examples
+from seatrial_jobs.data.read import Example, Message, digest, leave_out, load_split, read_examples
 
 GOOD = '{"prompt": "Which module has sin?", "response": "math", "task": "name_to_module"}'
 
@@ -34,7 +34,6 @@ def test_pairs_messages_and_text_become_examples(tmp_path: Path) -> None:
     pair, conversation, text = read.examples
     assert pair == Example(
         (Message("user", "Which module has sin?"), Message("assistant", "math")),
-        "name_to_module",
         f"{path}:1",
     )
     assert [message.role for message in conversation.messages] == ["system", "user", "assistant"]
@@ -144,6 +143,21 @@ def test_bad_rows_beyond_the_allowed_number_refuse_the_data(tmp_path: Path) -> N
     assert len(lines) == 22
     assert lines[-1].strip() == "and 5 more"
     assert len(load_split(section.model_copy(update={"max_bad_rows": 25}), tmp_path).bad) == 25
+
+
+def test_a_row_that_turns_out_bad_later_counts_with_the_others(tmp_path: Path) -> None:
+    other = '{"prompt": "Which module has fork?", "response": "os"}'
+    path = write(tmp_path / "rows.jsonl", GOOD, "broken", other)
+    section = DataSection(train=str(path), heldout_share=0, max_bad_rows=2)
+    split = load_split(section, tmp_path)
+    left = leave_out(split, section, [(split.train[0], "has a turn too many")])
+    assert [str(row) for row in left.bad][1:] == [f"{path}:1: has a turn too many"]
+    assert (left.train, left.rows_read, left.rows_kept) == ([split.train[1]], 3, 1)
+    assert left.digest not in ("", split.digest)
+    with pytest.raises(UserError, match="data: 2 bad rows, 1 allowed"):
+        leave_out(split, section.model_copy(update={"max_bad_rows": 1}), [(split.train[0], "x")])
+    with pytest.raises(UserError, match="holds no usable row"):
+        leave_out(left, section.model_copy(update={"max_bad_rows": 3}), [(left.train[0], "x")])
 
 
 def test_relative_paths_start_at_the_root_and_a_heldout_file_is_kept_apart(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,9 +26,6 @@ class Packed:
     input_ids: Ints
     labels: Ints
     position_ids: Ints
-    documents: int
-    truncated: int
-    """Documents longer than a row, cut to its length."""
     tokens: int
     """Places that hold a document's token."""
     label_tokens: int
@@ -37,6 +35,14 @@ class Packed:
     def rows(self) -> int:
         """R."""
         return int(self.input_ids.shape[0])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that is trained on: tokens, labels and their places."""
+        total = hashlib.sha256(repr(self.input_ids.shape).encode())
+        for array in (self.input_ids, self.labels, self.position_ids):
+            total.update(np.ascontiguousarray(array))
+        return total.hexdigest()
 
 
 def pack(encoded: Sequence[Encoded], seq_tokens: int) -> Packed:
@@ -64,8 +70,6 @@ def pack(encoded: Sequence[Encoded], seq_tokens: int) -> Packed:
         input_ids,
         labels,
         position_ids,
-        documents=sum(bool(document.input_ids) for document in encoded),
-        truncated=sum(len(document.input_ids) > seq_tokens for document in encoded),
         tokens=sum(min(len(document.input_ids), seq_tokens) for document in encoded),
         label_tokens=int((labels != IGNORED).sum()),
     )

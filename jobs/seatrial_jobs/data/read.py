@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,6 @@ class Example:
     """A conversation whose last message is the assistant's, or a plain text (one message of role `text`)."""
 
     messages: tuple[Message, ...]
-    task: str | None
     source: str
     """Where it was read, as `file:line`."""
 
@@ -89,7 +88,7 @@ def read_examples(path: Path, *, max_rows: int | None = None) -> ReadResult:
     """Read `.jsonl` (a row a line) or `.json` (a list of rows).
 
     A row is `{"prompt", "response"}`, `{"messages": [{"role", "content"}, ...]}` or `{"text"}`; other fields
-    than `task` are ignored. ``max_rows`` stops after so many rows, readable or not.
+    are ignored. ``max_rows`` stops after so many rows, readable or not.
 
     Raises:
         UserError: the file is missing, is no such file, or a `.json` file is no list.
@@ -138,14 +137,37 @@ def load_split(section: DataSection, root: Path) -> Split:
         train, heldout = read.examples, held.examples
     else:
         train, heldout = _set_aside(read.examples, section.heldout_share)
-    return Split(
-        train=train,
-        heldout=heldout,
-        rows_read=read.rows_read + (held.rows_read if held else 0),
-        rows_kept=len(train) + len(heldout),
-        bad=bad,
-        digest=hashlib.sha256(f"{digest(train)} {digest(heldout)}".encode()).hexdigest(),
+    return _split(train, heldout, read.rows_read + (held.rows_read if held else 0), bad)
+
+
+def leave_out(split: Split, section: DataSection, wrong: Sequence[tuple[Example, str]]) -> Split:
+    """The split without examples that turned out to be of no use, each with the reason.
+
+    Raises:
+        UserError: more rows than `data.max_bad_rows` are bad by now, or none is left to learn from.
+    """
+    if not wrong:
+        return split
+    bad = split.bad + [_bad_row(example, reason) for example, reason in wrong]
+    if len(bad) > section.max_bad_rows:
+        raise UserError(_too_many(bad, section.max_bad_rows))
+    gone = {id(example) for example, _ in wrong}
+    train, heldout = (
+        [example for example in part if id(example) not in gone] for part in (split.train, split.heldout)
     )
+    if not train:
+        raise UserError(f"data.train: {section.train}: holds no usable row: give a file with rows")
+    return _split(train, heldout, split.rows_read, bad)
+
+
+def _bad_row(example: Example, reason: str) -> BadRow:
+    file, _, line = example.source.rpartition(":")
+    return BadRow(file, int(line), reason)
+
+
+def _split(train: list[Example], heldout: list[Example], rows_read: int, bad: list[BadRow]) -> Split:
+    both = hashlib.sha256(f"{digest(train)} {digest(heldout)}".encode()).hexdigest()
+    return Split(train, heldout, rows_read, len(train) + len(heldout), bad, both)
 
 
 def digest(examples: Iterable[Example]) -> str:
@@ -220,8 +242,7 @@ def _parse(value: object, source: str) -> Example | _Reason:
     messages = {"messages": _conversation, "prompt": _pair, "text": _text}[forms[0]](value)
     if isinstance(messages, _Reason):
         return messages
-    task = value.get("task")
-    return Example(messages, task if isinstance(task, str) else None, source)
+    return Example(messages, source)
 
 
 def _pair(row: Mapping[str, object]) -> tuple[Message, ...] | _Reason:
