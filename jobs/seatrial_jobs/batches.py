@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,8 +18,8 @@ class Batch:
     """What one forward pass sees; b rows of T tokens, on the worker's device."""
 
     input_ids: torch.Tensor  # (b, T) int64
-    position_ids: torch.Tensor  # (b, T) int64, restarting at every document
     targets: torch.Tensor  # (b, T) int64, the next token, -100 where there is no loss
+    position_ids: torch.Tensor | None  # (b, T) int64, restarting at every document; None: one in each row
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,26 @@ class Batches:
     """The batches of every optimizer step, as a pure function of the step.
 
     All workers hold the same rows, so each knows the whole step's token count without asking the others.
+    ``apart`` is for models that would let the documents of a row see each other: the same documents make up
+    every step, but each has a row of the tensors to itself.
     """
 
-    def __init__(self, packed: Packed, batch_rows: int, accumulate: int, seed: int, share: Share) -> None:
+    def __init__(
+        self,
+        packed: Packed,
+        batch_rows: int,
+        accumulate: int,
+        seed: int,
+        share: Share,
+        *,
+        apart: bool = False,
+    ) -> None:
         self.packed = packed
         self.batch_rows = batch_rows
         self.accumulate = accumulate
         self.seed = seed
         self.share = share
+        self.apart = apart
         self._loss_tokens = (packed.labels != IGNORED).sum(axis=1)  # (R,)
         self._tokens = packed.tokens / packed.rows
 
@@ -58,21 +71,60 @@ class Batches:
         return self._tokens * self.batch_rows
 
     def at(self, step: int) -> list[Batch]:
-        """This worker's passes of ``step``, ``accumulate`` of them."""
+        """This worker's passes of ``step``: ``accumulate`` of them, or more when documents are apart."""
         mine = self.rows(step).reshape(self.share.size, self.accumulate, -1)[self.share.rank]
-        return [to_batch(self.packed, rows, self.share.device) for rows in mine]
+        return [batch for rows in mine for batch in _batches(self.packed, rows, self.share, self.apart)]
 
 
-def every(packed: Packed, rows_at_once: int, share: Share) -> Iterator[Batch]:
+def every(packed: Packed, rows_at_once: int, share: Share, *, apart: bool = False) -> Iterator[Batch]:
     """This worker's part of all rows, in order; for measuring."""
     mine = np.arange(packed.rows)[share.rank :: share.size]
     for start in range(0, len(mine), rows_at_once):
-        yield to_batch(packed, mine[start : start + rows_at_once], share.device)
+        yield from _batches(packed, mine[start : start + rows_at_once], share, apart)
+
+
+def _batches(packed: Packed, rows: np.ndarray, share: Share, apart: bool) -> list[Batch]:
+    return taken_apart(packed, rows, share.device) if apart else [to_batch(packed, rows, share.device)]
 
 
 def to_batch(packed: Packed, rows: np.ndarray, device: torch.device) -> Batch:
     """The rows as tensors; labels become targets, one place to the left."""
     targets = np.full((len(rows), packed.labels.shape[1]), IGNORED, np.int64)
     targets[:, :-1] = packed.labels[rows, 1:]
-    arrays = (packed.input_ids[rows].astype(np.int64), packed.position_ids[rows].astype(np.int64), targets)
+    arrays = (packed.input_ids[rows].astype(np.int64), targets, packed.position_ids[rows].astype(np.int64))
     return Batch(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
+
+
+def taken_apart(packed: Packed, rows: np.ndarray, device: torch.device) -> list[Batch]:
+    """The documents of the rows, one in each row of the tensors, padded at the end, the longest first.
+
+    A pass has no more places than the packed rows have, so it takes no more memory; there are more passes.
+    """
+    found = [document for row in rows for document in documents(packed, int(row))]
+    learnt = [d for d in found if (packed.labels[d] != IGNORED).any()] or found[:1]
+    learnt.sort(key=lambda d: d[1].start - d[1].stop)
+    room = packed.input_ids.shape[1] * len(rows)
+    batches = []
+    while learnt:
+        longest = learnt[0][1].stop - learnt[0][1].start
+        count = max(room // longest, 1)
+        batches.append(_padded(packed, learnt[:count], longest, device))
+        learnt = learnt[count:]
+    return batches
+
+
+def documents(packed: Packed, row: int) -> list[tuple[int, slice]]:
+    """Where the documents of a row are; its unused tail is one of them."""
+    starts = [*np.flatnonzero(packed.position_ids[row] == 0).tolist(), packed.position_ids.shape[1]]
+    return [(row, slice(start, stop)) for start, stop in pairwise(starts)]
+
+
+def _padded(packed: Packed, chosen: list[tuple[int, slice]], longest: int, device: torch.device) -> Batch:
+    input_ids = np.zeros((len(chosen), longest), np.int64)  # (b, T)
+    targets = np.full((len(chosen), longest), IGNORED, np.int64)  # (b, T)
+    for at, (row, place) in enumerate(chosen):
+        length = place.stop - place.start
+        input_ids[at, :length] = packed.input_ids[row, place]
+        targets[at, : length - 1] = packed.labels[row, place][1:]
+    tensors = (torch.from_numpy(array).to(device, non_blocking=True) for array in (input_ids, targets))
+    return Batch(*tensors, position_ids=None)

@@ -42,6 +42,8 @@ class State:
     """Random generators of each worker, by rank."""
     unlogged: list[dict[str, Any]] = field(default_factory=list)
     """Measurements that MLflow had not confirmed."""
+    tokens_digest: str = ""
+    """Of the packed training rows: with others, the position in the data would mean another place."""
 
 
 def name_of(step: int) -> str:
@@ -162,6 +164,13 @@ def plain(model: nn.Module) -> nn.Module:
     """The module inside a data-parallel wrapper."""
     inner: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     return inner
+
+
+def not_finite(model: nn.Module) -> str | None:
+    """Name of a trained parameter with a value that is not finite, if there is one."""
+    trained = _weights(model)
+    sick = torch.stack([~torch.isfinite(weights).all() for weights in trained.values()])
+    return next((name for name, is_sick in zip(trained, sick.tolist(), strict=True) if is_sick), None)
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -93,10 +93,11 @@ def token_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Sum of the cross-entropies of all targets, in nats; ().
 
     Positions that restart make `transformers` mask attention to each document's own block, as long as no
-    attention mask and no cache is given.
+    attention mask and no cache is given; `probe.py` asks whether this model does. Documents in rows of their
+    own need neither: what pads them comes after them.
     """
-    output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
-    logits = output.logits.float()  # (b, T, V)
+    positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
+    logits = model(input_ids=batch.input_ids, use_cache=False, **positions).logits.float()  # (b, T, V)
     return functional.cross_entropy(
         logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )
@@ -115,10 +116,14 @@ def optimizer_for(model: nn.Module, run: RunSection) -> torch.optim.AdamW:
 
 def autocast_for(run: RunSection, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
     """The arithmetic of the forward pass: bfloat16 where the recipe asks for it, or where it pays."""
-    pays = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    if run.precision == "bfloat16" or (run.precision == "auto" and pays):
+    if run.precision == "bfloat16" or (run.precision == "auto" and has_bfloat16(device)):
         return lambda: torch.autocast(device.type, torch.bfloat16)
     return nullcontext
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device is a GPU that computes in bfloat16 rather than emulates it."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _exchange(model: nn.Module, *, when: bool) -> AbstractContextManager[object]:

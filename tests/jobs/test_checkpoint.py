@@ -134,6 +134,27 @@ def test_tidying_deletes_unfinished_uploads_only(storage: Storage, tmp_path: Pat
     assert storage.folders() == [kept, "something-else"]
 
 
+def test_a_checkpoint_keeps_the_digest_of_the_tokens_it_was_trained_on(storage: Storage, tmp_path: Path):
+    net, optimizer = fresh(0)
+    place = tmp_path / "local"
+    place.mkdir()
+    checkpoint.save(place, net, optimizer, State(1, {}, [], tokens_digest="abc"))
+    checkpoint.upload(place, storage, checkpoint.name_of(1))
+    folder, _ = checkpoint.newest(storage, tmp_path)
+    assert folder is not None
+    assert checkpoint.load(folder, net, optimizer).tokens_digest == "abc"
+
+
+def test_trained_weights_that_are_not_finite_are_named():
+    net, _ = fresh(0)
+    with torch.no_grad():
+        net.frozen.weight[0, 0] = torch.nan
+    assert checkpoint.not_finite(net) is None
+    with torch.no_grad():
+        net.trained.bias[1] = torch.inf
+    assert checkpoint.not_finite(net) == "trained.bias"
+
+
 def test_weights_of_another_model_are_refused(storage: Storage, tmp_path: Path):
     save(*fresh(0), storage, tmp_path / "local", 1)
     folder, _ = checkpoint.newest(storage, tmp_path)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from seatrial.config.method import FullMethod, LoraMethod
 from seatrial.config.run import RunSection
@@ -18,6 +19,7 @@ from seatrial_jobs.data.chat import IGNORED, Encoded
 from seatrial_jobs.data.pack import Packed, pack
 from seatrial_jobs.evaluate import heldout_loss
 from seatrial_jobs.loop import Schedule, Step, autocast_for, optimizer_for, token_loss, train
+from seatrial_jobs.probe import keeps_apart
 
 CPU = torch.device("cpu")
 ALONE = Share(0, 1, CPU)
@@ -43,12 +45,12 @@ def run_of(**settings: Any) -> RunSection:
     return RunSection(**{"steps": 6, "seq_tokens": 64, "batch_rows": 8, "learning_rate": 0.01, **settings})
 
 
-def losses(model: torch.nn.Module, packed: Packed, run: RunSection) -> list[float]:
+def losses(model: torch.nn.Module, packed: Packed, run: RunSection, *, apart: bool = False) -> list[float]:
     seen: list[Step] = []
     train(
         model,
         optimizer_for(model, run),
-        Batches(packed, run.batch_rows, run.accumulate, run.seed, ALONE),
+        Batches(packed, run.batch_rows, run.accumulate, run.seed, ALONE, apart=apart),
         Schedule.of(run, run.steps or 0),
         clip_norm=run.clip_norm,
         after_step=seen.append,
@@ -94,6 +96,70 @@ def test_packed_loss_is_the_sum_over_documents(model: Any):
             for batch in every(pack([text], len(text.input_ids)), 1, ALONE)
         )
     assert together == pytest.approx(apart, rel=1e-5)
+
+
+SIZES = {"vocab_size": 400, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+FAMILIES = {
+    "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64, "dropout": 0.0},
+    "bloom": {"n_head": 2, "n_layer": 2},
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 2, "bos_token_id": None, "eos_token_id": None},
+}
+
+
+def of_family(name: str) -> Any:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name, **{**SIZES, **FAMILIES[name]})
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def test_a_model_that_mixes_packed_documents_is_found_out(model: Any):
+    packed = pack(documents(12), 96)
+    found = {name: keeps_apart(of_family(name), packed, CPU) for name in FAMILIES}
+    assert found == {"opt": False, "bloom": False, "gpt2": True}
+    assert keeps_apart(model, packed, CPU)
+    assert keeps_apart(of_family("opt"), pack(documents(12), 40), CPU) is False
+    model.train()
+    keeps_apart(model, packed, CPU)
+    assert model.training
+
+
+def test_rows_of_one_document_need_no_probe():
+    alone = pack([Encoded(list(range(6, 46)), list(range(6, 46)))] * 3, 48)
+    assert keeps_apart(of_family("opt"), alone, CPU)
+
+
+def test_documents_apart_give_each_model_the_loss_of_each_document_alone():
+    texts = documents(12)
+    packed = pack(texts, 96)
+    for name in FAMILIES:
+        family = of_family(name).eval()
+
+        def total(packed: Packed, family: Any = family, **how: bool) -> float:
+            with torch.inference_mode():
+                return sum(float(token_loss(family, batch)) for batch in every(packed, 2, ALONE, **how))
+
+        alone = sum(total(pack([text], len(text.input_ids))) for text in texts)
+        assert total(packed, apart=True) == pytest.approx(alone, rel=2e-6), name
+        mixed = name != "gpt2"
+        assert (total(packed) != pytest.approx(alone, rel=2e-6)) == mixed, name
+
+
+def test_documents_apart_are_the_same_steps_in_no_more_memory(model: Any, tiny_base: Path):
+    packed = pack(documents(60), 64)
+    apart = Batches(packed, 8, 2, 0, Share(1, 2, CPU), apart=True)
+    together = Batches(packed, 8, 2, 0, Share(1, 2, CPU))
+    for step in range(3):
+        passes = apart.at(step)
+        assert max(batch.input_ids.numel() for batch in passes) <= 2 * 64
+        learnt, wanted = (
+            sorted(token for batch in at for token in batch.targets.flatten().tolist() if token != IGNORED)
+            for at in (passes, together.at(step))
+        )
+        assert learnt == wanted
+    again: Any = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    assert losses(again, packed, run_of(), apart=True) == pytest.approx(
+        losses(model, packed, run_of()), abs=1e-5
+    )
 
 
 def test_accumulation_does_not_change_the_losses(tiny_base: Path):
@@ -157,6 +223,14 @@ def test_bfloat16_arithmetic_is_near_float32_and_only_where_asked_on_a_cpu(model
         rough = token_loss(model, batch).detach()
     assert rough != exact
     assert float(rough) == pytest.approx(float(exact), rel=1e-2)
+
+
+def test_bfloat16_that_a_gpu_only_emulates_is_not_chosen(monkeypatch: pytest.MonkeyPatch):
+    # torch's default answer counts emulation, which is slower than float32 (no GPU here to ask).
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    gpu = torch.device("cuda")
+    assert autocast_for(run_of(), gpu) is nullcontext
+    assert autocast_for(run_of(precision="bfloat16"), gpu) is not nullcontext
 
 
 # The losses of 6 steps on fixed data with fixed weights: a change of a method shows here first.

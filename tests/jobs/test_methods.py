@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from seatrial.config.method import FullMethod, LoraMethod
 from seatrial.errors import UserError
@@ -73,6 +73,42 @@ def test_lora_trains_adapters_alone_and_starts_at_the_base(model: Any, tiny_base
     assert config["base_model_name_or_path"] == BASE.ref
     assert config["r"] == 4
     assert config["target_modules"] == sorted(config["target_modules"])
+
+
+@pytest.fixture
+def model_that_sees() -> Any:
+    """A Gemma 3 with a vision tower."""
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": 400, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    text |= {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "max_position_embeddings": 256,
+    }
+    config = AutoConfig.for_model(
+        "gemma3",
+        text_config=text,
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=399,
+        boi_token_index=397,
+        eoi_token_index=398,
+    )
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    "section", [FullMethod(type="full"), LoraMethod(type="lora", rank=4)], ids=lambda section: section.type
+)
+def test_what_text_does_not_reach_is_not_trained(model_that_sees: Any, section: Any):
+    prepared = methods.build(section).prepare(model_that_sees)
+    ids = torch.arange(6, 30)[None]
+    prepared(input_ids=ids, use_cache=False).logits.sum().backward()
+    trained = {name: p.grad for name, p in prepared.named_parameters() if p.requires_grad}
+    assert any("language_model" in name for name in trained)
+    assert [name for name, gradient in trained.items() if gradient is None] == []
+    assert not any("vision" in name or "projector" in name for name in trained)
 
 
 def test_layers_that_are_not_there_are_a_user_error(model: Any):

@@ -15,15 +15,14 @@ def point(step: int, key: str = "loss") -> Point:
 class Server:
     """Takes points, or refuses them while it is down."""
 
-    def __init__(self, known: dict[str, int] | None = None, failures: int = 0) -> None:
+    def __init__(self, known: dict[str, int] | None = None, *, down: bool = False) -> None:
         self.points: list[Point] = []
         self.known = known or {}
-        self.failures = failures
+        self.down = down
         self.refused = threading.Event()
 
     def send(self, points: list[Point]) -> None:
-        if self.failures:
-            self.failures -= 1
+        if self.down:
             self.refused.set()
             raise ConnectionError("down")
         self.points += points
@@ -51,12 +50,13 @@ def test_steps_that_mlflow_has_are_not_sent_again():
 
 def test_points_survive_an_outage_and_are_pending_until_then(monkeypatch):
     monkeypatch.setattr("seatrial_jobs.recorder.RETRY_AFTER_S", 0.01)
-    server = Server(failures=3)
+    server = Server(down=True)
     recorder = server.recorder()
     recorder.add([point(1)])
     assert server.refused.wait(5)
-    if server.failures:
-        assert recorder.pending() == [vars(point(1))]
+    assert recorder.pending() == [vars(point(1))]
+    assert server.points == []
+    server.down = False
     assert recorder.close(5)
     assert server.points == [point(1)]
     assert recorder.pending() == []
@@ -64,9 +64,9 @@ def test_points_survive_an_outage_and_are_pending_until_then(monkeypatch):
 
 def test_closing_says_when_points_were_left(monkeypatch):
     monkeypatch.setattr("seatrial_jobs.recorder.RETRY_AFTER_S", 0.01)
-    server = Server(failures=10**9)
+    server = Server(down=True)
     recorder = server.recorder()
     recorder.add([point(1)])
     assert not recorder.close(0.2)
     assert isinstance(recorder.problem, ConnectionError)
-    server.failures = 0
+    server.down = False

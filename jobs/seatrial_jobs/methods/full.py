@@ -1,9 +1,11 @@
-"""Every weight is trained."""
+"""Every weight of the language model is trained."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from seatrial_jobs.methods.text import text_modules
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,8 +25,10 @@ class Full:
         del section  # it has no settings
 
     def prepare(self, model: PreTrainedModel) -> nn.Module:
-        """The model itself, with every weight trainable."""
-        model.requires_grad_(True)
+        """The model itself, with every weight that text reaches trainable."""
+        model.requires_grad_(False)
+        for module in text_modules(model):
+            module.requires_grad_(True)
         return model
 
     def save(self, model: nn.Module, folder: Path, base: BaseRef | None) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from seatrial.config.method import LoraMethod
 from seatrial.errors import UserError
+from seatrial_jobs.methods.text import outside_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +28,7 @@ class Lora:
         self.rank: int | None = section.rank
 
     def prepare(self, model: PreTrainedModel) -> nn.Module:
-        """The model with adapters on its linear layers; only those are trainable.
+        """The model with adapters on the linear layers that text reaches; only those are trainable.
 
         Raises:
             UserError: none of the named layers is in the model.
@@ -40,6 +41,7 @@ class Lora:
             lora_alpha=self.section.alpha,
             lora_dropout=self.section.dropout,
             target_modules=targets if isinstance(targets, str) else list(targets),
+            exclude_modules=outside_text(model),
             task_type="CAUSAL_LM",
         )
         try:
