@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seatrial.config.load import load, loads
-from seatrial.config.recipe import TrainRecipe
+from seatrial.config.recipe import PretrainRecipe, TrainRecipe
 from seatrial.config.service import ServiceConfig
 from seatrial.errors import ConfigError, UserError
 
@@ -55,10 +55,24 @@ def test_a_missing_field_points_at_its_section():
 
 
 def test_an_unknown_method_names_the_known_ones():
-    (line,) = problems(GOOD.replace("type: lora", "type: qlora"))
-    assert "'full'" in line
-    assert "'lora'" in line
-    assert line.startswith("r.yaml:5: method")
+    assert problems(GOOD.replace("type: lora", "type: qlora")) == [
+        "r.yaml:6: method.type: 'qlora': give `type` as one of 'full', 'lora'"
+    ]
+
+
+def test_a_missing_method_type_names_the_known_ones():
+    assert problems(GOOD.replace("type: lora", "alpha: 1")) == [
+        "r.yaml:5: method.type: missing: give `type` as one of 'full', 'lora'"
+    ]
+
+
+def test_a_field_of_several_kinds_is_one_problem():
+    assert problems(GOOD.replace("rank: 8", "targets: 5")) == [
+        "r.yaml:7: method.targets: 5: should be a list, or should be 'all-linear'"
+    ]
+    assert problems(GOOD.replace("rank: 8", "targets: [q_proj, 2]")) == [
+        "r.yaml:7: method.targets.1: 2: should be a valid string"
+    ]
 
 
 def test_a_field_given_twice_is_refused():
@@ -66,8 +80,66 @@ def test_a_field_given_twice_is_refused():
 
 
 def test_rules_between_sections_are_reported():
-    (line,) = problems(GOOD + "resources: {workers: 3}\n")
-    assert "run.batch_rows (8) must be a multiple of" in line
+    rule = "must be a multiple of resources.workers x run.accumulate"
+    assert problems(GOOD + "  batch_rows: 7\n  accumulate: 2\n") == [
+        f"r.yaml:10: run.batch_rows: 7: {rule} (2)"
+    ]
+    assert problems(GOOD + "resources: {workers: 3}\n") == [f"r.yaml:8: run.batch_rows: 8: {rule} (3)"]
+
+
+@pytest.mark.parametrize("field", ["learning_rate", "clip_norm", "weight_decay", "epochs"])
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_numbers_that_are_none_are_refused(field: str, value: str):
+    text = GOOD.replace("  steps: 10\n", "") if field == "epochs" else GOOD
+    assert "should be a finite number" in problems(f"{text}  {field}: {value}\n")[0]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_has_63_bits(seed: int):
+    assert problems(f"{GOOD}  seed: {seed}\n")[0].startswith(f"r.yaml:10: run.seed: {seed}: should be")
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ("heads: 5, kv_heads: 2, hidden_size: 160", "architecture.kv_heads: 2: must divide heads (5)"),
+        ("heads: 5, kv_heads: 5", "architecture.hidden_size: 192: must be a multiple of heads (5)"),
+    ],
+)
+def test_a_shape_that_no_llama_has_is_refused(shape: str, message: str):
+    text = "name: a\nregister_as: b\ndata: {train: x}\nrun: {steps: 3}\narchitecture: {" + shape + "}\n"
+    with pytest.raises(ConfigError) as caught:
+        loads(text, PretrainRecipe, file="r.yaml")
+    assert str(caught.value) == f"r.yaml:5: {message}"
+
+
+@pytest.mark.parametrize(("name", "fix"), [("a--v1", "write a-v1"), ("v1", "v1-chat"), ("health", "a route")])
+def test_a_service_does_not_take_the_name_of_a_route_or_of_a_versions_application(name: str, fix: str):
+    with pytest.raises(ConfigError, match=fix) as caught:
+        loads(f"name: {name}\nengine: {{base: b}}\nhttp: {{allow_anonymous: true}}\n", ServiceConfig)
+    assert str(caught.value).startswith(f"<text>:1: name: '{name}': ")
+
+
+def test_a_deadline_without_end_is_refused():
+    text = "name: a\nengine: {base: b}\nhttp: {allow_anonymous: true}\ntrial: {deadline_h: .inf}\n"
+    with pytest.raises(ConfigError, match=r"trial\.deadline_h: inf: should be a finite number"):
+        loads(text, ServiceConfig)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "  storage: 2024-13-45\n", "r.yaml:10: YAML: month must be in 1..12: 2024-13-45"),
+        ("name: &a [*a]\n", "r.yaml:1: YAML: nested too deeply, or a value that holds itself"),
+        ("&a [*a]\n", "r.yaml:1: file: list"),
+        ("name: " + "[" * 3000, "r.yaml:1: YAML: nested too deeply"),
+        ("name: x\nseed: " + "9" * 5000, "r.yaml:2: YAML: Exceeds the limit"),
+    ],
+)
+def test_yaml_that_python_cannot_take_is_one_line(text: str, message: str):
+    (line,) = problems(text)
+    assert line.startswith(message)
+    assert len(line) < 300
 
 
 def test_broken_yaml_names_the_line():

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+from yaml.constructor import ConstructorError
 
 from seatrial.config.section import Section
 from seatrial.errors import ConfigError, Problem, UserError
@@ -33,30 +34,48 @@ def load(path: Path, section: type[S]) -> S:
 
 def loads(text: str, section: type[S], *, file: str = "<text>") -> S:
     """Like :func:`load`, from text; ``file`` is the name used in messages."""
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        what = str(getattr(error, "problem", None) or error).replace("\n", " ")
-        raise ConfigError([Problem(file, line, "YAML", what, "mend the syntax")]) from error
-    if not isinstance(root, yaml.MappingNode) or not isinstance(values, dict):
-        raise ConfigError([Problem(file, 1, "file", type(values).__name__, "write `field: value` lines")])
+    values, lines, twice = _parse(text, file)
     duplicates = [
         Problem(file, line, ".".join(map(str, loc)), "given twice", "keep one of the two")
-        for loc, line in _duplicates(root, ())
+        for loc, line in twice
     ]
-    lines = _lines(root, ())
     try:
         result = section.model_validate(values)
     except ValidationError as error:
-        found = [_problem(file, detail, lines, section) for detail in error.errors()]
+        found = _problems(file, error.errors(), lines, section)
         unique = sorted(set(found + duplicates), key=lambda problem: (problem.line, problem.field))
         raise ConfigError(unique) from error
     if duplicates:
         raise ConfigError(duplicates)
     return result
+
+
+class _Loader(yaml.SafeLoader):
+    """Says where a value is that Python does not take, such as the date 2024-13-45."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except ValueError as error:
+            raise ConstructorError(None, None, f"{error}: {str(node.value)[:40]}", node.start_mark) from error
+
+
+def _parse(text: str, file: str) -> tuple[dict[Any, Any], dict[Path_, int], list[tuple[Path_, int]]]:
+    """The values of a YAML mapping, the line of every path in it, and the paths that are given twice."""
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+        values = yaml.load(text, Loader=_Loader)  # noqa: S506
+        if not isinstance(root, yaml.MappingNode) or not isinstance(values, dict):
+            raise ConfigError([Problem(file, 1, "file", type(values).__name__, "write `field: value` lines")])
+        return values, _lines(root, ()), _duplicates(root, ())
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        what = str(getattr(error, "problem", None) or error).replace("\n", " ")
+        raise ConfigError([Problem(file, line, "YAML", what, "mend the syntax")]) from error
+    except RecursionError as error:
+        what = "nested too deeply, or a value that holds itself"
+        raise ConfigError([Problem(file, 1, "YAML", what, "write plain values")]) from error
 
 
 def _lines(node: yaml.Node, at: Path_) -> dict[Path_, int]:
@@ -89,31 +108,61 @@ def _duplicates(node: yaml.Node, at: Path_) -> list[tuple[Path_, int]]:
     return found
 
 
-def _problem(file: str, detail: ErrorDetails, lines: dict[Path_, int], section: type[BaseModel]) -> Problem:
-    path = _yaml_path(tuple(detail["loc"]), lines)
-    known = path
-    while known not in lines:
-        known = known[:-1]
-    field = ".".join(map(str, path)) or "file"
-    return Problem(file, lines[known], field, _value(detail), _fix(detail, section))
+def _problems(
+    file: str, details: list[ErrorDetails], lines: dict[Path_, int], section: type[BaseModel]
+) -> list[Problem]:
+    """One problem for each place: the alternatives of a union are told together."""
+    places: dict[tuple[Path_, str], list[str]] = {}
+    alternatives: set[Path_] = set()
+    for detail in details:
+        path, is_alternative = _yaml_path(detail, lines)
+        if is_alternative:
+            alternatives.add(path)
+        fixes = places.setdefault((path, _value(detail)), [])
+        fixes += [fix for fix in [_fix(detail, section)] if fix not in fixes]
+    deeper = {path[:length] for path, _ in places for length in range(len(path))}
+    return [
+        Problem(file, _line(path, lines), ".".join(map(str, path)) or "file", value, ", or ".join(fixes))
+        for (path, value), fixes in places.items()
+        if not (path in alternatives and path in deeper)  # the alternative that fits best says more
+    ]
 
 
-def _yaml_path(loc: Path_, lines: dict[Path_, int]) -> Path_:
-    """Drop the union tags that pydantic puts into a location: they are no keys of the file."""
+def _line(path: Path_, lines: dict[Path_, int]) -> int:
+    """The line of a path, or of the nearest thing around it that is in the file."""
+    while path not in lines:
+        path = path[:-1]
+    return lines[path]
+
+
+def _yaml_path(detail: ErrorDetails, lines: dict[Path_, int]) -> tuple[Path_, bool]:
+    """Where an error is in the file, and whether it is about one alternative of a union.
+
+    Pydantic puts the alternatives of unions into a location: they are no keys of the file.
+    """
     path: Path_ = ()
-    for position, part in enumerate(loc):
-        is_last = position == len(loc) - 1
-        if (*path, part) in lines or is_last:
+    loc = tuple(detail["loc"])
+    for part in loc:
+        if (*path, part) in lines:
             path = (*path, part)
-    return path
+    if detail["type"] == "missing":
+        return (*path, loc[-1]), False
+    if detail["type"] == "invalid_key":
+        return (*path, str(loc[-1])), False
+    if detail["type"].startswith("union_tag"):
+        return (*path, "type"), False
+    if detail["type"] == "rule":
+        return (*path, *detail["ctx"]["field"].split(".")), False
+    return path, bool(loc) and loc[-1:] != path[-1:]
 
 
 def _value(detail: ErrorDetails) -> str:
-    if detail["type"] == "missing":
+    if detail["type"] in ("missing", "union_tag_not_found"):
         return "missing"
     if detail["type"] == "extra_forbidden":
         return "unknown field"
-    value = detail["input"]
+    context: dict[str, Any] = detail.get("ctx", {})
+    value = context.get("value", context.get("tag", detail["input"]))
     shown = "a mapping" if isinstance(value, dict) else repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
@@ -130,9 +179,20 @@ def _fix(detail: ErrorDetails, section: type[BaseModel]) -> str:
             return f"did you mean `{close[0]}`?"
         return "remove it; known fields: " + ", ".join(names)
     if detail["type"].startswith("union_tag"):
-        context: dict[str, Any] = detail.get("ctx", {})
-        return f"give `type` as one of {context.get('expected_tags', '')}".rstrip()
-    return detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
+        return f"give `type` as one of {_tags(section, tuple(detail['loc']))}"
+    if detail["type"] == "model_type":
+        return "should be a section of `field: value` lines"
+    text = detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    return text.replace("valid tuple", "list")
+
+
+def _tags(section: type[BaseModel], loc: Path_) -> str:
+    """What `type` may be in the union at a location."""
+    owner = _owner(section, loc[:-1])
+    field = owner.model_fields[str(loc[-1])] if owner else None
+    sections = _sections_in(field.annotation) if field else []
+    tags = [tag for each in sections for tag in getattr(each.model_fields["type"].annotation, "__args__", ())]
+    return ", ".join(map(repr, tags))
 
 
 def _owner(section: type[BaseModel], loc: Path_) -> type[BaseModel] | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from seatrial.config.section import PositiveInt, Section
+from seatrial.config.section import PositiveInt, Section, wrong
 
 
 class ModelSection(Section):
@@ -17,7 +17,7 @@ class ModelSection(Section):
     revision: str | None = None
     """Commit or tag of a hub model; pin it for repeatable runs."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the weights while training; `auto` is float32 on CPUs and bfloat16 on GPUs."""
+    """Type of the weights while training; `auto` is bfloat16 for frozen weights on GPUs, else float32."""
 
 
 class TokenizerSection(Section):
@@ -31,7 +31,7 @@ class ArchitectureSection(Section):
     """Shape of a Llama that is trained from nothing."""
 
     hidden_size: PositiveInt = 192
-    """Width of the residual stream."""
+    """Width of the residual stream; a multiple of `heads`."""
     layers: PositiveInt = 4
     """Number of decoder blocks."""
     heads: PositiveInt = 6
@@ -44,3 +44,11 @@ class ArchitectureSection(Section):
     """Width of the gated feed-forward layer."""
     max_positions: PositiveInt = 1024
     """Longest sequence, in tokens."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ArchitectureSection:
+        if self.heads % self.kv_heads:
+            raise wrong("kv_heads", self.kv_heads, f"must divide heads ({self.heads})")
+        if self.hidden_size % self.heads:  # LlamaConfig asks for it, whatever head_dim is
+            raise wrong("hidden_size", self.hidden_size, f"must be a multiple of heads ({self.heads})")
+        return self

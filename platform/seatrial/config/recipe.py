@@ -8,7 +8,7 @@ from seatrial.config.data import DataSection
 from seatrial.config.method import Method
 from seatrial.config.model import ArchitectureSection, ModelSection, TokenizerSection
 from seatrial.config.run import GateSection, ResourcesSection, RunSection
-from seatrial.config.section import Section, Slug
+from seatrial.config.section import Section, Slug, wrong
 
 
 class Recipe(Section):
@@ -29,9 +29,10 @@ class Recipe(Section):
     def _batch_divides(self) -> Recipe:
         per_worker = self.resources.workers * self.run.accumulate
         if self.run.batch_rows % per_worker:
-            raise ValueError(
-                f"run.batch_rows ({self.run.batch_rows}) must be a multiple of "
-                f"resources.workers x run.accumulate ({per_worker})"
+            raise wrong(
+                "run.batch_rows",
+                self.run.batch_rows,
+                f"must be a multiple of resources.workers x run.accumulate ({per_worker})",
             )
         return self
 

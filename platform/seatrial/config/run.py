@@ -12,7 +12,7 @@ from seatrial.config.section import PositiveInt, Section, Share
 class RunSection(Section):
     """The training run: length, batches, schedule, checkpoints."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seeds initialisation, data order and dropout."""
     steps: PositiveInt | None = None
     """Optimizer steps; give this or `epochs`."""

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from seatrial.config.section import PositiveInt, Section, Slug
 from seatrial.config.trial import TrialSection
+
+RESERVED = ("health", "v1")
+"""Names that are routes already."""
+
+
+def _free(name: str) -> str:
+    if name in RESERVED:
+        raise ValueError(f"is a route of every service: name it {name}-chat, for example")
+    if "--" in name:  # NAME--vN is the application of a whole-model version
+        raise ValueError(f"`--` is kept for the versions of a service: write {re.sub('-+', '-', name)}")
+    return name
 
 
 class EngineSection(Section):
@@ -78,7 +90,7 @@ class HttpSection(Section):
 class ServiceConfig(Section):
     """One service: a registered model and the endpoint that serves it."""
 
-    name: Slug
+    name: Annotated[Slug, AfterValidator(_free)]
     """Name of the registered model, of the endpoint, and of `model` in requests."""
     engine: EngineSection
     """The vLLM engine behind it."""
