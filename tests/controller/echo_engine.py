@@ -15,7 +15,7 @@ from seatrial.experiments.assignment import TrialTable, assign
 from seatrial.store import Store
 
 
-@serve.deployment(name="Engine", ray_actor_options={"num_cpus": 0.1})
+@serve.deployment(name="Engine")
 class Echo:
     def __init__(self, args: dict[str, Any]) -> None:
         if "engine" in Path(os.environ["ECHO_BROKEN"]).read_text().split():
@@ -53,4 +53,5 @@ class Echo:
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    return Echo.bind(args)
+    # A tenth of what is asked for, so that the machine has room.
+    return Echo.options(ray_actor_options={"num_cpus": args["service"]["engine"]["cpus"] / 10}).bind(args)

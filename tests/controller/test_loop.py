@@ -33,7 +33,7 @@ class Bench:
         self.store = Store(cluster.store_url)
         self.store.migrate()
         self.serve = ServeApi(cluster.dashboard, cluster.serve_url, lambda: cluster.token)
-        self.controller = Controller(self.store, self.serve, mlflow_uri)
+        self.controller = Controller(self.store, self.serve, mlflow_uri, holder="bench")
         self.client = connect(mlflow_uri)
 
     def deploy(self, **engine: Any) -> None:
@@ -105,7 +105,7 @@ def bench(cluster: Any, mlflow_uri: str) -> Iterator[Bench]:
         config = ServiceConfig.model_validate(
             {
                 "name": NAME,
-                "engine": {"base": "models:/base/1", "replicas": 2},
+                "engine": {"base": "models:/base/1", "replicas": 1},
                 "http": {"allow_anonymous": True},
                 "trial": {"minimum_units": 100},
             }
@@ -126,16 +126,6 @@ def test_an_engine_that_cannot_start_says_why_and_deploying_again_tries_again(be
     bench.until(lambda: bench.status()["state"] == "waiting", timeout_s=120)
 
 
-def test_a_new_engine_that_cannot_start_leaves_the_old_one_and_deploying_again_tries_again(bench: Bench):
-    bench.cluster.broken.write_text("engine")
-    bench.deploy(max_model_len=256)
-    bench.until(lambda: bench.status()["state"] == "failed", timeout_s=180)
-    assert not bench.controller.one_pass()
-    bench.cluster.broken.write_text("")
-    bench.deploy(max_model_len=256)
-    bench.until(lambda: bench.status()["state"] == "waiting", timeout_s=120)
-
-
 def test_the_whole_loop_from_an_empty_cluster_to_an_audited_promotion(bench: Bench):
     bench.until(lambda: bench.status()["state"] == "waiting", timeout_s=120)
     first = bench.version()
@@ -148,6 +138,7 @@ def test_the_whole_loop_from_an_empty_cluster_to_an_audited_promotion(bench: Ben
     bench.until(lambda: bench.status()["state"] == "trial")
     time.sleep(1)
     bench.visit(400, {"champion": 0.2, "challenger": 0.6})
+    bench.controller.one_pass()
     running = bench.status()["trial"]
     assert (running["units"], running["exposures"], running["outcomes"]) == (400, 400, 400)
     assert running["waiting_for"]
@@ -170,6 +161,51 @@ def test_the_whole_loop_from_an_empty_cluster_to_an_audited_promotion(bench: Ben
     assert closed["lift"] > 1
     assert closed["interval"][0] > 0
     bench.until(lambda: not bench.controller.one_pass())
+
+
+def test_a_new_engine_that_cannot_start_leaves_the_old_one_answering(bench: Bench):
+    """With one replica: the new one must start beside it. Deploying again tries again."""
+    serving = bench.aliases()["champion"]
+    replicas = bench.serve.apps()[NAME].replica_ids
+    assert len(replicas) == 1
+    bench.cluster.broken.write_text("engine")
+    bench.deploy(max_model_len=256)
+    asked = 0
+
+    def is_failed() -> bool:
+        nonlocal asked
+        assert bench.ask(f"during-{asked}")["version"] == serving
+        asked += 1
+        return bool(bench.status()["state"] == "failed")
+
+    bench.until(is_failed, timeout_s=180)
+    assert asked > 5
+    assert "the base model is not there" in bench.status()["message"]
+    assert not bench.controller.one_pass()
+    assert bench.ask("after")["version"] == serving
+    assert set(replicas) <= set(bench.serve.apps()[NAME].replica_ids)
+    bench.cluster.broken.write_text("")
+    bench.deploy(max_model_len=256)
+
+    def is_replaced() -> bool:
+        assert bench.ask("later")["version"] == serving
+        return bench.status()["state"] == "serving"
+
+    bench.until(is_replaced, timeout_s=120)
+    bench.until(lambda: not set(replicas) & set(bench.serve.apps()[NAME].replica_ids))
+
+
+def test_what_keeps_a_new_engine_from_starting_is_said_and_the_old_one_answers(bench: Bench):
+    serving = bench.aliases()["champion"]
+    before = bench.store.services()[NAME]["config"]["engine"]
+    replicas = bench.serve.apps()[NAME].replica_ids
+    bench.deploy(cpus=100)
+    bench.until(lambda: "to be scheduled" in bench.status()["message"], timeout_s=120)
+    assert bench.status()["state"] == "starting"
+    assert bench.ask("meanwhile")["version"] == serving
+    bench.deploy(**before)
+    bench.until(lambda: bench.status()["state"] == "serving", timeout_s=120)
+    assert bench.serve.apps()[NAME].replica_ids == replicas
 
 
 def test_a_version_that_cannot_be_loaded_is_reported_and_never_serves(bench: Bench):
@@ -195,7 +231,8 @@ def test_a_person_who_moves_the_champion_in_mid_trial_has_their_way(bench: Bench
     bench.until(lambda: bench.status()["champion"] == third)
     bench.until(lambda: not bench.controller.one_pass())
     assert bench.aliases() == {"champion": third, "previous": before}
-    assert [each.verdict for each in bench.store.trials(NAME)] == ["promote", "superseded"]
+    last = bench.store.latest_trial(NAME)
+    assert (last.number, last.verdict) == (2, "superseded")
     records = audit.chain(NAME, uri=bench.uri)
     assert [record.body["verdict"] for record in records] == ["promote", "superseded"]
     assert audit.verify_chain(records) == []
@@ -206,7 +243,8 @@ def test_a_part_that_does_not_answer_stops_the_pass_and_nothing_else(bench: Benc
     dashboard = "http://127.0.0.1:9" if missing == "ray" else bench.cluster.dashboard
     token = "wrong" * 13 if missing == "token" else bench.cluster.token
     serve = ServeApi(dashboard, bench.cluster.serve_url, lambda: token)
-    blind = Controller(bench.store, serve, "http://127.0.0.1:9" if missing == "mlflow" else bench.uri)
+    mlflow_uri = "http://127.0.0.1:9" if missing == "mlflow" else bench.uri
+    blind = Controller(bench.store, serve, mlflow_uri, holder="bench")
     assert not blind.one_pass()
     serve.close()
     (error,) = blind.report.errors

@@ -60,6 +60,10 @@ class Sim:
         self.aliases: dict[str, str] = {}
         self.tags: dict[tuple[str, str], str] = {}
         self.broken: set[str] = set()
+        self.delayed: set[str] = set()
+        self.refusing = ""  # why replicas do not take what they are told
+        self.told_at = 0.0
+        self.message = ""
         self.apps: dict[str, dict[str, Any]] = {}
         self.listed = ["r1", "r2"]
         self.rows: dict[str, ReplicaStatus] = {}
@@ -96,7 +100,14 @@ class Sim:
             max((each.number for each in self.trials.values()), default=0),
         )
         apps = {
-            name: AppStatus(name, self.status, "", app, tuple(self.listed) if name == NAME else ("full",))
+            name: AppStatus(
+                name,
+                self.status,
+                self.message,
+                app,
+                tuple(self.listed) if name == NAME else ("full",),
+                self.told_at,
+            )
             for name, app in self.apps.items()
         }
         return Desired((desired,)), Observed(apps, {NAME: service})
@@ -149,13 +160,19 @@ class Sim:
         """Every listed replica applies what it was told; whether any of them changed."""
         before = dict(self.rows)
         for replica in self.listed if self.told else []:
-            loaded = {
-                entry["version"]: "error: the file is broken" if entry["version"] in self.broken else "ready"
-                for entry in self.told["preload"]
-            }
-            self.rows[replica] = ReplicaStatus(replica, self.told["revision"], loaded, self.now)
+            loaded = {entry["version"]: self._load(entry["version"]) for entry in self.told["preload"]}
+            revision = self.told["revision"]
+            if self.refusing:
+                loaded["config"] = f"error: {self.refusing}"
+                revision = self.rows[replica].revision
+            self.rows[replica] = ReplicaStatus(replica, revision, loaded, self.now)
         self.rows = {name: row for name, row in self.rows.items() if name in self.listed}
         return before != self.rows
+
+    def _load(self, version: str) -> str:
+        if version in self.delayed:
+            return "error: MLflow does not answer, trying again"
+        return "error: the file is broken" if version in self.broken else "ready"
 
     def apply(self, action: do.Action) -> None:
         self.writes.append(action)
@@ -164,6 +181,7 @@ class Sim:
                 self._check_ready(apps[0])
                 others = {name: app for name, app in self.apps.items() if name not in owned}
                 self.apps = {**others, **{app["name"]: dict(app) for app in apps}}
+                self.told_at = self.now
             case do.PutState(state=state):
                 self.state = state
             case do.OpenTrial(trial=trial):

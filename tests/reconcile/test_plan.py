@@ -139,6 +139,25 @@ def test_deploying_again_what_failed_to_start_changes_what_serve_is_told_once(si
     assert sim.args == again
 
 
+@pytest.mark.parametrize("status", ["DEPLOYING", "DEPLOY_FAILED"])
+def test_going_back_to_the_engine_that_runs_ends_the_attempt_at_replacing_it(sim, status):
+    sim.run()
+    first = sim.args
+    sim.config["engine"]["max_model_len"] = 256
+    sim.config_at = 2.0
+    sim.one_pass()
+    assert sim.args != first
+    sim.status = status
+    sim.run()
+    sim.config["engine"]["max_model_len"] = first["service"]["engine"]["max_model_len"]
+    sim.config_at = 3.0
+    sim.one_pass()
+    assert sim.args == first
+    sim.status = "RUNNING"
+    sim.run()
+    assert (sim.state.phase, sim.state.config_at) == ("waiting", 3.0)
+
+
 def test_rules_that_change_on_the_fly_replace_no_replica(sim):
     sim.run()
     before = sim.args
@@ -306,13 +325,105 @@ def test_a_move_between_the_decision_and_its_aliases_is_left_standing(sim, alias
     assert sim.aliases == {**after, "previous": "1"}
 
 
-def test_without_a_champion_alias_nobody_is_served(sim):
+def test_without_a_champion_alias_the_last_champion_goes_on(sim):
     sim.aliases["champion"] = "1"
     sim.run()
     del sim.aliases["champion"]
     sim.run()
-    assert sim.told["traffic"] is None
-    assert sim.state.phase == "waiting"
+    assert sim.traffic["aliases"] == {"champion": "1"}
+    assert sim.state.phase == "serving"
+    assert "version 1 goes on; set the alias `champion`" in sim.state.message
+    sim.apps, sim.rows = {}, {}  # Serve was started anew
+    sim.run()
+    assert sim.traffic["aliases"] == {"champion": "1"}
+    sim.aliases["champion"] = "2"
+    sim.run()
+    assert sim.traffic["aliases"] == {"champion": "2", "previous": "1"}
+
+
+def test_a_trial_whose_champion_alias_is_taken_away_ends_and_the_champion_goes_on(sim):
+    sim.aliases |= {"champion": "1", "challenger": "2"}
+    sim.run()
+    del sim.aliases["champion"]
+    sim.run()
+    assert sim.trials["support-chat-1"].verdict == "superseded"
+    assert sim.traffic["trial"] is None
+    assert sim.traffic["aliases"]["champion"] == "1"
+
+
+def test_a_version_that_a_replica_goes_on_trying_is_waited_for_and_said_so(sim):
+    sim.aliases["champion"] = "1"
+    sim.run()
+    sim.delayed.add("2")
+    sim.aliases["champion"] = "2"
+    sim.run()
+    assert sim.state.message == (
+        "champion 2 is being loaded (MLflow does not answer, trying again): version 1 goes on"
+    )
+    assert sim.state.refused == {}
+    assert ("2", "seatrial.load_error") not in sim.tags
+    sim.delayed.clear()
+    sim.run()
+    assert sim.traffic["aliases"]["champion"] == "2"
+
+
+def test_a_configuration_that_replicas_refuse_is_a_failure_with_its_reason(sim):
+    sim.aliases["champion"] = "1"
+    sim.run()
+    sim.config["http"]["max_tokens"] = 7
+    sim.config_at = 2.0
+    sim.refusing = "keys are off and 0.0.0.0 is not on loopback"
+    sim.run()
+    assert sim.state.phase == "starting"  # what they say may be of an earlier configuration
+    sim.now += 20
+    sim.run()
+    assert (sim.state.phase, sim.state.config_at) == ("failed", 2.0)
+    assert "refused (keys are off and 0.0.0.0 is not on loopback)" in sim.state.message
+    assert sim.traffic["aliases"]["champion"] == "1"
+    sim.refusing = ""
+    sim.config["http"]["max_tokens"] = 8
+    sim.config_at = 3.0
+    sim.run()
+    assert sim.state.phase == "serving"
+
+
+def test_an_old_refusal_is_not_taken_for_one_of_what_was_told_just_now(sim):
+    sim.aliases["champion"] = "1"
+    sim.run()
+    sim.config["http"]["max_tokens"] = 7
+    sim.config_at = 2.0
+    sim.refusing = "no"
+    sim.run()
+    sim.now += 20
+    sim.run()
+    assert sim.state.phase == "failed"
+    sim.config["http"]["max_tokens"] = 8
+    sim.config_at = 3.0
+    sim.one_pass()
+    sim.one_pass()
+    assert sim.state.phase == "starting"
+
+
+def test_replacements_start_beside_the_old_replicas(make_sim):
+    sim = make_sim(kinds={"2": "full"})
+    sim.aliases |= {"champion": "1", "challenger": "2"}
+    sim.run()
+    assert len(sim.apps) == 2
+    for app in sim.apps.values():
+        assert app["deployments"][0]["max_surge_percent"] == 100
+
+
+def test_what_keeps_replacements_from_starting_is_said(sim):
+    sim.aliases["champion"] = "1"
+    sim.run()
+    sim.config["engine"]["max_model_len"] = 256
+    sim.config_at = 2.0
+    sim.status, sim.message = "DEPLOYING", "1 replicas that have taken more than 30s to be scheduled"
+    sim.listed = ["r1", "r2", "new"]
+    sim.one_pass()
+    sim.one_pass()
+    assert sim.state.phase == "starting"
+    assert "more than 30s to be scheduled" in sim.state.message
 
 
 def test_a_whole_model_gets_an_application_of_its_own_and_keeps_it_while_it_may_be_called(make_sim):

@@ -3,44 +3,108 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import sys
 import threading
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import uvicorn
 
 from seatrial.config.addresses import Addresses
 from seatrial.controller.api import build
-from seatrial.controller.loop import Controller, wait_for_store
+from seatrial.controller.loop import Controller
 from seatrial.errors import SeatrialError, UserError
 from seatrial.monitoring import logs
 
 POLL_S = 2.0
+PORT = 8787
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def main() -> None:
-    """Run until told to stop. Settings come from the environment; see `Addresses`."""
+    """Run until told to stop. Settings come from the environment; see `Addresses`.
+
+    Raises:
+        UserError: a setting makes no sense, or the port is taken.
+        SeatrialError: the loop has ended, which it never should.
+    """
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     addresses = Addresses.resolve()
     poll_s = poll_interval_s(os.environ.get("SEATRIAL_POLL_S"))
+    # Taken before anything is done: a second start by mistake ends here.
+    listening = listen(*bind_address(addresses.controller_url, os.environ.get("SEATRIAL_CONTROLLER_BIND")))
     logs.configure("controller")
     controller = Controller.of(addresses)
+    server = uvicorn.Server(uvicorn.Config(build(controller), log_level="warning", access_log=False))
     stop = threading.Event()
-    loop = threading.Thread(target=_run, args=(controller, stop, poll_s), name="reconcile")
-    parts = urlsplit(addresses.controller_url)
-    config = uvicorn.Config(
-        build(controller),
-        host=parts.hostname or "127.0.0.1",
-        port=parts.port or 8787,
-        log_level="warning",
-        access_log=False,
-    )
-    loop.start()
+
+    def loop() -> None:
+        try:
+            controller.run(stop, poll_s=poll_s)
+        finally:
+            server.should_exit = True
+
+    threads = [
+        threading.Thread(target=loop, name="reconcile"),
+        threading.Thread(target=controller.keep_lease, args=(stop,), name="lease"),
+    ]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn takes these while it serves, and raises them once more when it has ended.
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    for thread in threads:
+        thread.start()
     try:
-        uvicorn.Server(config).run()
+        server.run(sockets=[listening])
+        if not threads[0].is_alive():
+            raise SeatrialError("the loop has ended: see the traceback above")
     finally:
-        stop.set()
-        loop.join(timeout=30)
+        _end(controller, stop, threads)
+
+
+def _end(controller: Controller, stop: threading.Event, threads: list[threading.Thread]) -> None:
+    stop.set()
+    for thread in threads:
+        thread.join(timeout=30)
+    if not any(thread.is_alive() for thread in threads):
+        with suppress(SeatrialError):  # the lease runs out by itself
+            controller.leadership.resign()
+
+
+def bind_address(url: str, bind: str | None) -> tuple[str, int]:
+    """Host and port to listen on: those of ``url`` on loopback, or ``bind``, a host with or without port.
+
+    Raises:
+        UserError: ``bind`` is no address.
+    """
+    parts = urlsplit(url)
+    host, port = parts.hostname or LOOPBACK[0], parts.port or PORT
+    if not bind:
+        return (host if host in LOOPBACK else LOOPBACK[0]), port
+    try:
+        wanted = urlsplit(f"//{bind}")
+        if wanted.hostname is None or wanted.netloc != bind:
+            raise ValueError
+        return wanted.hostname, wanted.port or port
+    except ValueError as error:
+        raise UserError(f"SEATRIAL_CONTROLLER_BIND: {bind}: give an address such as 0.0.0.0:8787") from error
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there.
+
+    Raises:
+        UserError: the port is taken, or the host is none of this machine's.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UserError(
+            f"SEATRIAL_CONTROLLER_URL: {host}:{port}: {error.strerror}: "
+            "end the controller that runs there, or give another port"
+        ) from error
 
 
 def poll_interval_s(text: str | None) -> float:
@@ -56,11 +120,6 @@ def poll_interval_s(text: str | None) -> float:
     if not 0.05 <= value <= 3600:
         raise UserError(f"SEATRIAL_POLL_S: {text}: give seconds between 0.05 and 3600")
     return value
-
-
-def _run(controller: Controller, stop: threading.Event, poll_s: float) -> None:
-    wait_for_store(controller.store, stop)
-    controller.run(stop, poll_s=poll_s)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
-"""The controller's small API, on loopback: `/healthz` and `/status`."""
+"""The controller's small API: `/healthz` and `/status`. It asks for no key, so it belongs on loopback."""
 
 from __future__ import annotations
-
-import time
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -11,9 +9,7 @@ from starlette.routing import Route
 
 from seatrial.controller.loop import Controller
 from seatrial.controller.status import summary
-from seatrial.errors import RetryableError
-
-STALLED_S = 300.0
+from seatrial.controller.trouble import Trouble
 
 
 def build(controller: Controller) -> Starlette:
@@ -21,20 +17,22 @@ def build(controller: Controller) -> Starlette:
 
     def healthz(_request: Request) -> JSONResponse:
         report = controller.report
-        is_stalled = report.at is not None and time.time() - report.at > STALLED_S
+        is_well = report.is_well_at(controller.clock())
         body = {
-            "ok": not is_stalled,
+            "ok": is_well,
             "passes": report.passes,
             "last_pass_at": report.at,
-            "error": "; ".join(report.errors) or None,
+            "leader": report.leader,
+            "leads": report.leader == controller.leadership.holder,
+            "error": "; ".join(report.errors) or (None if report.passes else "no pass is over yet"),
         }
-        return JSONResponse(body, status_code=503 if is_stalled else 200)
+        return JSONResponse(body, status_code=200 if is_well else 503)
 
     def status(_request: Request) -> JSONResponse:
         report = controller.report
         try:
-            return JSONResponse(summary(controller.store, report.aliases, report.errors, time.time()))
-        except RetryableError as error:
-            return JSONResponse({"error": str(error), "services": []}, status_code=503)
+            return JSONResponse(summary(controller.store, report, controller.clock()))
+        except Exception as error:
+            return JSONResponse({"error": Trouble.of(error).text, "services": []}, status_code=503)
 
     return Starlette(routes=[Route("/healthz", healthz), Route("/status", status)])

@@ -5,31 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from seatrial.controller.loop import Report
 from seatrial.experiments.evidence import Evidence, finite
 from seatrial.experiments.trial import Trial
 from seatrial.experiments.verdict import Judgement
-from seatrial.reconcile.closing import look_at
+from seatrial.reconcile.closing import look_at, no_evidence
 from seatrial.reconcile.world import ServiceState
 from seatrial.store import Store
 
 
-def summary(
-    store: Store, aliases: Mapping[str, Mapping[str, str]], errors: tuple[str, ...], now: float
-) -> dict[str, Any]:
-    """The whole page as plain JSON.
+def summary(store: Store, report: Report, now: float) -> dict[str, Any]:
+    """The whole page as plain JSON. Trials are shown as the last pass saw them, so that asking costs little.
 
     Raises:
         RetryableError: the store does not answer.
     """
     rows = store.services()
-    services = [_service(store, name, row, aliases.get(name), now) for name, row in rows.items()]
-    body: dict[str, Any] = finite({"at": now, "error": "; ".join(errors) or None, "services": services})
+    services = [_service(store, name, row, report, now) for name, row in rows.items()]
+    error = "; ".join(report.errors) or None
+    body: dict[str, Any] = finite({"at": now, "leader": report.leader, "error": error, "services": services})
     return body
 
 
-def _service(
-    store: Store, name: str, row: Mapping[str, Any], aliases: Mapping[str, str] | None, now: float
-) -> dict[str, Any]:
+def _service(store: Store, name: str, row: Mapping[str, Any], report: Report, now: float) -> dict[str, Any]:
     state = ServiceState.from_json(row["state"])
     trial = store.latest_trial(name)
     return {
@@ -39,7 +37,7 @@ def _service(
         "observed": bool(row["state"]),
         "config_at": state.config_at,
         "champion": state.served,
-        "aliases": dict(aliases or {}),
+        "aliases": dict(report.aliases.get(name, {})),
         "refused": {version: refusal.error for version, refusal in state.refused.items()},
         "replicas": [
             {
@@ -50,16 +48,16 @@ def _service(
             }
             for each in store.replicas(name)
         ],
-        "trial": None if trial is None else _trial(store, trial, now),
+        "trial": None if trial is None else _trial(store, trial, report.evidence.get(trial.id), now),
     }
 
 
-def _trial(store: Store, trial: Trial, now: float) -> dict[str, Any]:
+def _trial(store: Store, trial: Trial, seen: Evidence | None, now: float) -> dict[str, Any]:
     decision = store.decision(trial.id)
     if decision is not None:
         evidence, judgement = decision.evidence, decision.judgement
     else:
-        evidence = store.evidence(trial, now=now)
+        evidence = seen or no_evidence(trial, now)
         judgement = look_at(trial, evidence, now)
     waiting = "the aliases and the audit record" if decision is not None else judgement.reason
     return {

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import singledispatchmethod
-from typing import Any
 
-from seatrial.errors import RetryableError
 from seatrial.reconcile.actions import (
     Action,
     AddLook,
@@ -20,10 +19,9 @@ from seatrial.reconcile.actions import (
     TagVersion,
     WriteAudit,
 )
-from seatrial.reconcile.desired import MISSING
 from seatrial.reconcile.serve import ServeApi
 from seatrial.registry import aliases, audit
-from seatrial.registry.client import connect
+from seatrial.registry.client import NotRegisteredError, asking, connect
 from seatrial.store import Store
 
 TAG_CHARS = 5000  # MLflow's own limit for a version tag
@@ -77,42 +75,32 @@ class Applier:
 
     @apply.register
     def _(self, action: MoveAlias) -> None:
-        if action.version is None:
-            self._mlflow(
-                lambda: aliases.remove(action.service, action.alias, expected=action.expected, uri=self._uri)
-            )
-        else:
-            version = action.version
-            self._mlflow(
-                lambda: aliases.move(
-                    action.service, action.alias, version, expected=action.expected, uri=self._uri
-                )
-            )
+        name, alias, expected = action.service, action.alias, action.expected
+        with _unless_gone():
+            if action.version is None:
+                aliases.remove(name, alias, expected=expected, uri=self._uri)
+            else:
+                aliases.move(name, alias, action.version, expected=expected, uri=self._uri)
 
     @apply.register
     def _(self, action: TagVersion) -> None:
         client = connect(self._uri)
         name, version, key, value = action.service, action.version, action.key, action.value
-        if value is None:
-            self._mlflow(lambda: client.delete_model_version_tag(name, version, key))
-        else:
-            self._mlflow(lambda: client.set_model_version_tag(name, version, key, value[:TAG_CHARS]))
+        with _unless_gone():
+            if value is None:
+                client.delete_model_version_tag(name, version, key)
+            else:
+                client.set_model_version_tag(name, version, key, value[:TAG_CHARS])
 
     @apply.register
     def _(self, action: WriteAudit) -> None:
         looks = self._store.looks(action.trial.id)
-        self._mlflow(lambda: audit.write(action.trial, action.decision, looks, uri=self._uri))
+        with asking():
+            audit.write(action.trial, action.decision, looks, uri=self._uri)
 
-    def _mlflow(self, act: Callable[[], Any]) -> None:
-        """Act; a version or tag that is gone needs nothing more, all else is tried again.
 
-        Raises:
-            RetryableError: MLflow says no or nothing.
-        """
-        from mlflow.exceptions import MlflowException
-
-        try:
-            act()
-        except MlflowException as error:
-            if error.error_code != MISSING:
-                raise RetryableError(f"MLflow: {str(error.message).splitlines()[0]}") from error
+@contextmanager
+def _unless_gone() -> Iterator[None]:
+    """A version or tag that somebody has deleted needs nothing more."""
+    with suppress(NotRegisteredError), asking(NotRegisteredError):
+        yield

@@ -32,7 +32,7 @@ def look_at(trial: Trial, evidence: Evidence, now: float) -> Judgement:
 
 def end_or_look(view: View, trial: Trial) -> list[Action]:
     """Decide the trial if it is time, else keep a look when there is something new to see."""
-    evidence = view.observed.evidence or _nothing(trial, view.now)
+    evidence = view.observed.evidence or no_evidence(trial, view.now)
     judgement = look_at(trial, evidence, view.now)
     look = AddLook(
         trial.service,
@@ -119,5 +119,6 @@ def record(trial: Trial, decision: Decision) -> list[Action]:
     ]
 
 
-def _nothing(trial: Trial, now: float) -> Evidence:
+def no_evidence(trial: Trial, now: float) -> Evidence:
+    """What is known of a trial that nobody has looked at."""
     return Evidence(now, tuple(ArmEvidence.empty(arm.name, arm.version) for arm in trial.table.arms))

@@ -13,15 +13,18 @@ def phase_and_message(view: View, *, is_changing: bool) -> tuple[Phase, str]:
     if app is None:
         return "starting", "Ray Serve is being told to start the engine"
     if app.status in ("DEPLOY_FAILED", "UNHEALTHY") and not is_changing:
-        return "failed", f"Ray Serve: {app.message}"
+        return "failed", f"Ray Serve: {app.message or 'no message'}"
+    if view.refusal is not None and not is_changing:
+        return "failed", f"the new configuration is refused ({view.refusal}): replicas go on with the old one"
     is_new = state.config_at != view.desired.config_at
     if is_new and (is_changing or not view.is_settled):
-        return "starting", f"the engine is starting: {_ready_count(view)} replicas"
-    if view.wished is None:
-        return "waiting", f"no champion: set the alias `champion` of {view.desired.name} to a version"
+        late = f" (Ray Serve: {app.message})" if app.message and app.status == "DEPLOYING" else ""
+        return "starting", f"the engine is starting: {_ready_count(view)} replicas{late}"
+    if view.wished is None and view.champion is None and view.observed.state.served is None:
+        return "waiting", f"no champion: {_set_champion(view)}"
     notes = [note for note in (_champion_note(view), _challenger_note(view)) if note]
     if view.champion is None:
-        phase: Phase = "failed" if view.blocker(view.wished) else "loading"
+        phase: Phase = "failed" if view.wished is not None and view.blocker(view.wished) else "loading"
         return phase, "; ".join(notes)
     trial = view.live_trial
     is_split = trial is not None and (view.traffic.get("trial") or {}).get("id") == trial.id
@@ -29,13 +32,21 @@ def phase_and_message(view: View, *, is_changing: bool) -> tuple[Phase, str]:
 
 
 def _champion_note(view: View) -> str:
-    if view.wished is None or view.wished == view.champion:
+    if view.wished is None:
+        served = view.observed.state.served
+        stays = f"version {view.champion} goes on" if view.champion else f"version {served} is being loaded"
+        return f"no champion: {stays}; {_set_champion(view)}"
+    if view.wished == view.champion:
         return ""
     stays = f": version {view.champion} goes on" if view.champion else ""
     blocker = view.blocker(view.wished)
     if blocker:
         return f"champion {view.wished} cannot be loaded ({blocker}){stays}"
     return f"champion {view.wished} is being loaded{_delay(view, view.wished)}{stays}"
+
+
+def _set_champion(view: View) -> str:
+    return f"set the alias `champion` of {view.desired.name} to a version"
 
 
 def _challenger_note(view: View) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from seatrial.errors import RetryableError
+from seatrial.experiments.trial import CHAMPION
 from seatrial.reconcile.world import ADAPTER_KINDS, FULL_KINDS, DesiredService, VersionInfo
-from seatrial.registry.client import connect
+from seatrial.registry.client import NotRegisteredError, asking, connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-MISSING = "RESOURCE_DOES_NOT_EXIST"
 
 
 class Registry:
@@ -22,23 +21,30 @@ class Registry:
         self._client: MlflowClient = connect(uri)
 
     def service(
-        self, name: str, row: Mapping[str, Any], route_prefix: str, also: Iterable[str]
+        self, name: str, row: Mapping[str, Any], route_prefix: str, also: Collection[str]
     ) -> DesiredService:
         """What is wished of a service; ``also`` are versions wanted besides those that aliases name.
 
         Raises:
-            RetryableError: MLflow did not answer everything.
+            RetryableError: MLflow did not answer everything, or knows nothing of what is being served.
         """
+        served = row["state"].get("served")
         aliases = self._aliases(name)
+        if aliases is None and served is not None:
+            raise RetryableError(_unknown(name, f"no registered model {name}", served))
+        aliases = aliases or {}
         versions = {version: self._version(name, version) for version in {*aliases.values(), *also}}
+        is_known = CHAMPION in aliases or any(versions[version].exists for version in also)
+        if served is not None and not is_known:
+            raise RetryableError(_unknown(name, f"no champion of {name} and none of its versions", served))
         config = row["config"]
         base = config["engine"]["base"]
         return DesiredService(name, config, route_prefix, base, aliases, versions, row["updated_at"])
 
-    def _aliases(self, name: str) -> dict[str, str]:
-        """Alias → version; a model that nobody registered yet has none."""
+    def _aliases(self, name: str) -> dict[str, str] | None:
+        """Alias → version; None where there is no such model."""
         model = self._ask(lambda: self._client.get_registered_model(name))
-        return {} if model is None else {alias: str(each) for alias, each in model.aliases.items()}
+        return None if model is None else {alias: str(each) for alias, each in model.aliases.items()}
 
     def _version(self, name: str, version: str) -> VersionInfo:
         found = self._ask(lambda: self._client.get_model_version(name, version))
@@ -55,14 +61,19 @@ class Registry:
         Raises:
             RetryableError: it says anything else.
         """
-        from mlflow.exceptions import MlflowException
-
         try:
-            return question()
-        except MlflowException as error:
-            if error.error_code == MISSING:
-                return None
-            raise RetryableError(f"MLflow: {str(error.message).splitlines()[0]}") from error
+            with asking(NotRegisteredError):
+                return question()
+        except NotRegisteredError:
+            return None
+
+
+def _unknown(name: str, lacks: str, served: str) -> str:
+    """An empty registry is more likely a server on the wrong database than a wish to stop serving."""
+    return (
+        f"MLflow has {lacks}: version {served} goes on, and nothing is changed until it is back: "
+        f"check the server's database, or register {name} again"
+    )
 
 
 def _problem(kind: str, digest: str) -> str | None:

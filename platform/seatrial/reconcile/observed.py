@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from seatrial.errors import RetryableError
+from seatrial.reconcile.counting import EvidenceReader
 from seatrial.reconcile.desired import Registry
 from seatrial.reconcile.serve import ServeApi
 from seatrial.reconcile.world import (
@@ -23,14 +23,14 @@ from seatrial.store import Store
 
 @dataclass(frozen=True)
 class World:
-    """One moment. ``problems`` names the services that could not be read whole, and are left alone."""
+    """One moment. ``problems`` has the services that could not be read whole, and are left alone."""
 
     desired: Desired
     observed: Observed
-    problems: Mapping[str, str]
+    problems: Mapping[str, Exception]
 
 
-def observe(store: Store, serve: ServeApi, mlflow_uri: str, now: float) -> World:
+def observe(store: Store, serve: ServeApi, mlflow_uri: str, evidence: EvidenceReader, now: float) -> World:
     """Read the store, Ray Serve and MLflow.
 
     Raises:
@@ -44,15 +44,15 @@ def observe(store: Store, serve: ServeApi, mlflow_uri: str, now: float) -> World
     prefixes = route_prefixes(rows)
     desired: list[DesiredService] = []
     known: dict[str, ObservedService] = {}
-    problems: dict[str, str] = {}
+    problems: dict[str, Exception] = {}
     for name, row in rows.items():
         try:
-            service = _service(store, name, row, now)
+            service = _service(store, name, row, evidence, now)
             also = _versions(service, apps.get(name))
             desired.append(registry.service(name, row, prefixes[name], also))
             known[name] = service
-        except RetryableError as error:
-            problems[name] = str(error)
+        except Exception as error:  # a row that cannot be read must not keep the others waiting
+            problems[name] = error
     return World(Desired(tuple(desired)), Observed(apps, known), problems)
 
 
@@ -62,7 +62,9 @@ def route_prefixes(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {name: "/" if name == oldest else f"/{name}" for name in rows}
 
 
-def _service(store: Store, name: str, row: Mapping[str, Any], now: float) -> ObservedService:
+def _service(
+    store: Store, name: str, row: Mapping[str, Any], evidence: EvidenceReader, now: float
+) -> ObservedService:
     latest = store.latest_trial(name)
     trial = latest if latest is not None and latest.state != "closed" else None
     decision = store.decision(trial.id) if trial is not None else None
@@ -75,7 +77,7 @@ def _service(store: Store, name: str, row: Mapping[str, Any], now: float) -> Obs
         ),
         trial=trial,
         decision=decision,
-        evidence=store.evidence(trial, now=now) if trial is not None and is_live else None,
+        evidence=evidence.read(trial, now) if trial is not None and is_live else None,
         last_look_units=store.last_look_units(trial.id) if trial is not None else 0,
         trials_so_far=latest.number if latest is not None else 0,
     )

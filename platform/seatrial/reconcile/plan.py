@@ -106,6 +106,7 @@ def _state(view: View, *, is_changing: bool) -> ServiceState:
         served=view.champion or before.served,
         refused=_refused(view),
         config_at=before.config_at if phase == "starting" else view.desired.config_at,
+        engine_args=view.engine_args if view.is_settled else before.engine_args,
     )
 
 

@@ -115,16 +115,25 @@ def _app(name: str, details: Mapping[str, Any]) -> AppStatus:
         for replica in deployment["replicas"]
         if replica["state"] not in _GONE
     )
-    return AppStatus(name, details["status"], _message(details), details["deployed_app_config"], replicas)
+    return AppStatus(
+        name,
+        details["status"],
+        _message(details),
+        details["deployed_app_config"],
+        replicas,
+        details["last_deployed_time_s"],
+    )
 
 
 def _message(details: Mapping[str, Any]) -> str:
-    """Why the application is not well. Its own message only names the deployments that are not."""
-    ill = [each for each in details["deployments"].values() if each["status"] in _ILL and each["message"]]
-    text = str(ill[0]["message"] if ill else details["message"])
+    """Why the application is not well yet. Its own message only names the deployments that are not."""
+    said = [each for each in details["deployments"].values() if each["message"]]
+    ill = [each for each in said if each["status"] in _ILL]
+    late = [each for each in said if each["status"] != "HEALTHY"]  # it waits for room, or tries once more
+    text = str((ill or late or [details])[0]["message"])
     if "Traceback" in text or ill:
         text = cause(text.splitlines()) or text
-    return _line(text) or "no message"
+    return _line(text)
 
 
 def _http_options(serve_url: str) -> dict[str, Any]:

@@ -23,8 +23,7 @@ def wanted_apps(view: View) -> tuple[dict[str, Any], ...]:
         "args": _engine_args(view),
         "deployments": [
             {
-                "name": ENGINE_DEPLOYMENT,
-                "num_replicas": view.desired.config["engine"]["replicas"],
+                **_replicas(view),
                 "user_config": told,
             }
         ],
@@ -36,14 +35,19 @@ def _engine_args(view: View) -> dict[str, Any]:
     """What the replicas are built from; a change replaces them.
 
     ``attempt`` is when a person last asked for exactly this. Ray Serve does nothing when it is told again
-    what has failed to start, so deploying again after a failure must change something.
+    what has failed to start, so deploying again after a failure must change something. Going back to what
+    the replicas are built from changes nothing, and so ends the attempt at replacing them.
     """
     asked_at = view.desired.config_at
     wanted = {"service": _engine_section(view), "base_path_ref": view.desired.base_ref}
-    told = dict(((view.app.config if view.app else None) or {}).get("args") or {})
-    attempt: float = told.pop("attempt", asked_at)
+    told = view.engine_args
+    attempt: float = told.get("attempt", asked_at)
+    if {**told, "attempt": 0.0} != {**wanted, "attempt": 0.0}:
+        built = view.observed.state.engine_args
+        is_back = view.app is not None and {**built, "attempt": 0.0} == {**wanted, "attempt": 0.0}
+        return dict(built) if is_back else {**wanted, "attempt": asked_at}
     is_again = view.app is not None and view.app.status == "DEPLOY_FAILED" and attempt < asked_at
-    return {**wanted, "attempt": asked_at if is_again or told != wanted else attempt}
+    return {**wanted, "attempt": asked_at if is_again else attempt}
 
 
 def user_config(view: View) -> dict[str, Any]:
@@ -61,17 +65,19 @@ def user_config(view: View) -> dict[str, Any]:
 
 
 def target_champion(view: View) -> str | None:
-    """Who should get the traffic: the wished version once it is ready everywhere, until then the old one."""
+    """Who should get the traffic: the wished version once it is ready everywhere, until then the old one.
+
+    An alias that was taken away wishes for nothing else, so the old one goes on as well.
+    """
     wished = view.wished
-    if wished is None:
-        return None
-    if wished == view.champion or view.is_ready(wished):
+    if wished is not None and (wished == view.champion or view.is_ready(wished)):
         return wished
     if view.champion is not None:
         return view.champion
     served = view.observed.state.served
-    # Serve was started anew and the wished version cannot be had: go on with what was served before.
-    if served is not None and view.blocker(wished) and view.is_ready(served):
+    # Serve was started anew and no wished version can be had: go on with what was served before.
+    is_without = wished is None or view.blocker(wished) is not None
+    if served is not None and is_without and view.is_ready(served):
         return served
     return None
 
@@ -101,7 +107,7 @@ def _traffic(view: View, target: str) -> dict[str, Any]:
 def _preload(view: View, target: str | None) -> list[dict[str, Any]]:
     """Entries of all versions that are served or may soon be, by number."""
     kept = [target, view.champion, view.observed.state.served]
-    keep = {version for version in kept if version is not None} if view.wished is not None else set()
+    keep = {version for version in kept if version is not None}
     trial = view.live_trial
     if trial is not None:
         keep |= {trial.champion, trial.challenger}
@@ -135,9 +141,7 @@ def _full_apps(view: View, told: dict[str, Any]) -> list[dict[str, Any]]:
             "route_prefix": None,
             "import_path": FULL_ENGINE,
             "args": {"service": service, "version": entry["version"], "digest": entry["digest"]},
-            "deployments": [
-                {"name": ENGINE_DEPLOYMENT, "num_replicas": view.desired.config["engine"]["replicas"]}
-            ],
+            "deployments": [_replicas(view)],
         }
         for name, entry in sorted(entries.items())
     ]
@@ -151,6 +155,15 @@ def _existing_full_apps(view: View, except_for: set[str]) -> list[dict[str, Any]
         for name, app in sorted(view.apps.items())
         if name.startswith(prefix) and name not in except_for and app.config and app.status != "DELETING"
     ]
+
+
+def _replicas(view: View) -> dict[str, Any]:
+    return {
+        "name": ENGINE_DEPLOYMENT,
+        "num_replicas": view.desired.config["engine"]["replicas"],
+        # Replacements start beside the old replicas, which answer until then. Serve's default is the reverse.
+        "max_surge_percent": 100,
+    }
 
 
 def _engine_section(view: View) -> dict[str, Any]:

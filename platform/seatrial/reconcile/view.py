@@ -13,6 +13,9 @@ from seatrial.reconcile.world import AppStatus, DesiredService, ObservedService,
 ENGINE_DEPLOYMENT = "Engine"
 # A replica reports every few seconds; one that has been silent for so long is not counted upon.
 FRESH_S = 30.0
+# Under this name a replica reports that it cannot understand what it was told.
+CONFIG = "config"
+REFUSED_S = 15.0
 # How a replica ends the text of a trouble that may pass, such as MLflow being away.
 TRYING_AGAIN = "trying again"
 
@@ -35,6 +38,11 @@ class View:
     def app(self) -> AppStatus | None:
         """The service's main application."""
         return self.apps.get(self.desired.name)
+
+    @property
+    def engine_args(self) -> Mapping[str, Any]:
+        """What the engine was last told to be built from; empty when there is no application yet."""
+        return ((self.app.config if self.app else None) or {}).get("args") or {}
 
     @cached_property
     def user_config(self) -> Mapping[str, Any]:
@@ -99,6 +107,17 @@ class View:
         return tuple(fresh.get(replica) for replica in (self.app.replica_ids if self.app else ()))
 
     @property
+    def refusal(self) -> str | None:
+        """Why a replica goes on with an older configuration than the one it was told a while ago."""
+        if self.app is None:
+            return None
+        # Earlier than that it may still speak of what it was told before.
+        since = max(self.app.told_at + REFUSED_S, self.now - FRESH_S)
+        rows = (row for row in self.observed.replicas if row.replica_id in self.app.replica_ids)
+        texts = (row.loaded.get(CONFIG) for row in rows if row.at >= since)
+        return next((_trouble(text) for text in texts if text), None)
+
+    @property
     def is_settled(self) -> bool:
         """Whether every replica has applied what it was last told."""
         running = self.app is not None and self.app.status == "RUNNING"
@@ -149,7 +168,7 @@ class View:
         for row in self.rows:
             text = "ready" if row is None else row.loaded.get(version, "loading")
             if text not in ("ready", "loading"):
-                yield " ".join(text.removeprefix("error:").split())[:500]
+                yield _trouble(text)
 
     def _runs(self, app: str) -> bool:
         return app in self.apps and self.apps[app].status == "RUNNING"
@@ -159,3 +178,7 @@ class View:
         if app is not None and app.status == "DEPLOY_FAILED":
             return app.message
         return None
+
+
+def _trouble(text: str) -> str:
+    return " ".join(text.removeprefix("error:").split())[:500]

@@ -70,6 +70,8 @@ class ServiceState:
     served: str | None = None
     refused: Mapping[str, Refusal] = field(default_factory=dict)
     config_at: float = 0.0
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+    """What the replicas were built from when they last all ran."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON that :meth:`from_json` reads."""
@@ -96,7 +98,7 @@ class ReplicaStatus:
 class AppStatus:
     """A Ray Serve application. ``config`` is exactly what was last PUT, None for one started by code.
 
-    ``message`` is one line: the cause when something is wrong.
+    ``message`` is one line: the cause when something is wrong or late. ``told_at`` is when it was last PUT.
     """
 
     name: str
@@ -104,6 +106,7 @@ class AppStatus:
     message: str
     config: Mapping[str, Any] | None
     replica_ids: tuple[str, ...]
+    told_at: float = 0.0
 
 
 @dataclass(frozen=True)
