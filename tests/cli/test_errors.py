@@ -68,7 +68,7 @@ def test_every_bad_field_of_a_recipe_is_told_at_once(run: Run, tmp_path: Path) -
     code, _, said = run("train", "recipe.yaml")
     assert code == 2
     assert [line.split(": ")[:2] for line in said] == [
-        ["recipe.yaml:4", "method"],
+        ["recipe.yaml:4", "method.type"],
         ["recipe.yaml:6", "run.epoch"],
         ["recipe.yaml:6", "run.steps"],
     ]

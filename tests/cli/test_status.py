@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import pytest
 
 from seatrial.cli import main as cli
+from seatrial.config.addresses import Addresses
+from seatrial.stack import processes, state
+from seatrial.stack.state import State
 
 Run = Callable[..., tuple[int, str]]
 
@@ -75,6 +79,22 @@ def test_a_controller_that_answers_but_cannot_work_is_ill_with_its_cause(run: Ru
         assert f"controller\till\t{answers.url}" in said
         assert f"controller: {error}" in said.splitlines()
         assert "services: not known" in said
+
+
+def test_up_on_a_running_stack_says_what_its_parts_complain_of(
+    run: Run, answers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This very process stands for the part that runs."""
+    monkeypatch.setattr("seatrial.cli.up.SETTLE_S", 0.0)
+    answers.of["/healthz"] = (503, {"ok": False, "error": "another controller leads"})
+    own = processes.member("controller", os.getpid(), url=answers.url)
+    home = tmp_path / "home"
+    home.mkdir()
+    state.write(home, State("m", "up", own, str(tmp_path), Addresses.resolve(), (own,)))
+    code, said = run("up")
+    assert code == 0
+    assert said.startswith(f"already up in {home}")
+    assert "controller is ill: another controller leads" in said.splitlines()
 
 
 def test_a_refused_token_is_told_with_where_it_comes_from(

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from seatrial.config.addresses import Addresses
-from seatrial.stack import launch
+from seatrial.errors import SeatrialError
+from seatrial.monitoring.probe import Probe
+from seatrial.stack import launch, ports
+from seatrial.stack.child import Child
 from seatrial.stack.parts import Plan, children
 from seatrial.stack.ports import Ports
 
 STORE = "postgresql+psycopg://seatrial:secret@db/seatrial"
+
+# A controller that answers 503 with its cause for the first seconds that its argument says.
+SLOW = """
+import http.server, json, sys, time
+began = time.monotonic()
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        is_well = time.monotonic() - began > float(sys.argv[2])
+        self.send_response(200 if is_well else 503)
+        self.end_headers()
+        self.wfile.write(json.dumps({"ok": is_well, "error": None if is_well else "standing by"}).encode())
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
 
 
 def plan_of(home: Path) -> Plan:
@@ -67,3 +86,26 @@ def test_rays_logs_outlive_the_stack_and_replace_the_last_ones(tmp_path: Path) -
         assert not folder.exists()
         assert [path.name for path in (home / "logs" / "ray").iterdir()] == [f"{said}.out"]
     assert launch.down(home) is None
+
+
+@pytest.mark.parametrize("ill_for_s", [1.0, 60.0])
+def test_a_part_is_up_once_it_says_that_it_is_well_or_its_own_cause_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ill_for_s: float
+) -> None:
+    monkeypatch.setattr(launch, "READY_TIMEOUT_S", 5.0 if ill_for_s == 1.0 else 1.5)
+    port = ports.inner(1, Ports())[0]
+    url = f"http://127.0.0.1:{port}"
+    command = (sys.executable, "-c", SLOW, str(port), str(ill_for_s))
+    child = Child("controller", command, os.environ, tmp_path / "log", (Probe(f"{url}/healthz"),), url)
+    heard: list[launch.Ready] = []
+    with child.log.open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            if ill_for_s == 1.0:
+                launch._wait([(child, process)], heard.append)
+                assert [part.name for part in heard] == ["controller"]
+                assert heard[0].seconds > 0.5
+            else:
+                with pytest.raises(SeatrialError, match=r"not ready after .* answers 503 \(standing by\)"):
+                    launch._wait([(child, process)], heard.append)
+        finally:
+            process.kill()

@@ -50,7 +50,7 @@ def command(
 
 def _said(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     refused = [(f"version {version}", f"refused: {why}") for version, why in found["refused"].items()]
-    return [("message", str(found["message"])), *refused]
+    return [("message", str(found["message"]) or "-"), *refused]
 
 
 def _aliases(aliases: Mapping[str, str]) -> str:
