@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from job_processes import Start, lora_recipe
 
 from seatrial.config.recipe import TrainRecipe
 from seatrial_jobs import job, plan
@@ -144,6 +145,18 @@ def test_bad_rows_are_named_with_file_line_and_reason(attempt: Any, values: dict
     assert code == 2
     assert "some.jsonl:2: `response` is missing" in error
     assert "some.jsonl:3: `text` is empty" in error
+
+
+@pytest.mark.slow
+def test_what_only_a_worker_can_find_out_ends_the_job_at_once(
+    start_job: Start, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    recipe = lora_recipe(tiny_base, data, tmp_path)
+    job = start_job({**recipe, "method": {"type": "lora", "targets": ["no_such_layer"]}})
+    assert job.wait() == 2, "\n".join(job.lines())
+    complaints = [line for line in job.lines() if "method.targets" in line and "::" not in line]
+    assert len(complaints) == 1
+    assert "Traceback" not in "\n".join(job.lines())
 
 
 @pytest.mark.usefixtures("bases")
