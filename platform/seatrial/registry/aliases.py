@@ -6,8 +6,8 @@ reads its own value back afterwards: a person's move in between is noticed and l
 
 from __future__ import annotations
 
-from seatrial.errors import SeatrialError, UserError
-from seatrial.registry.client import connect
+from seatrial.errors import SeatrialError
+from seatrial.registry.client import NotRegisteredError, asking, connect
 
 
 class AliasMovedError(SeatrialError):
@@ -25,16 +25,16 @@ def read(name: str, *, uri: str | None = None) -> dict[str, str]:
     """Alias → version number of the registered model.
 
     Raises:
-        UserError: there is no such registered model.
+        NotRegisteredError: there is no such registered model.
+        RetryableError: MLflow does not answer.
     """
-    from mlflow.exceptions import MlflowException
 
-    try:
-        model = connect(uri).get_registered_model(name)
-    except MlflowException as error:
-        raise UserError(
-            f"registered model {name!r}: not in the registry: register a version first"
-        ) from error
+    def absent(_: str) -> NotRegisteredError:
+        return NotRegisteredError(f"registered model {name!r}: not in the registry: register a version first")
+
+    client = connect(uri)
+    with asking(absent):
+        model = client.get_registered_model(name)
     return {alias: str(version) for alias, version in model.aliases.items()}
 
 
@@ -43,19 +43,21 @@ def move(name: str, alias: str, version: str, *, expected: str | None, uri: str 
 
     Raises:
         AliasMovedError: it points somewhere else, before or right after the write.
-        UserError: there is no such version.
+        NotRegisteredError: there is no such model or version.
+        RetryableError: MLflow does not answer.
     """
-    from mlflow.exceptions import MlflowException
+
+    def absent(reason: str) -> NotRegisteredError:
+        return NotRegisteredError(f"version: {version}: {reason}: give a version of {name!r}")
 
     found = read(name, uri=uri).get(alias)
     if found == version:
         return
     if found != expected:
         raise AliasMovedError(name, alias, expected, found)
-    try:
-        connect(uri).set_registered_model_alias(name, alias, version)
-    except MlflowException as error:
-        raise UserError(f"version: {version}: {error.message}: give a version of {name!r}") from error
+    client = connect(uri)
+    with asking(absent):
+        client.set_registered_model_alias(name, alias, version)
     _check(name, alias, version, uri)
 
 
@@ -64,13 +66,17 @@ def remove(name: str, alias: str, *, expected: str | None, uri: str | None = Non
 
     Raises:
         AliasMovedError: it points somewhere else, before or right after the write.
+        NotRegisteredError: there is no such registered model.
+        RetryableError: MLflow does not answer.
     """
     found = read(name, uri=uri).get(alias)
     if found is None:
         return
     if found != expected:
         raise AliasMovedError(name, alias, expected, found)
-    connect(uri).delete_registered_model_alias(name, alias)
+    client = connect(uri)
+    with asking():
+        client.delete_registered_model_alias(name, alias)
     _check(name, alias, None, uri)
 
 

@@ -1,7 +1,8 @@
 """The audit record of a trial: an MLflow run whose JSON is chained to the record before it by hash.
 
 A run is made with its trial's tag in one request and gets its hash last. A crash in between leaves a run
-without hash, which the next write completes; two records of one trial cannot come about.
+without hash, which the next write completes. Two controllers that write at once may make two runs; each looks
+again afterwards and keeps the same one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,8 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import seatrial.experiments
-from seatrial.experiments.trial import Decision, Look, Trial
-from seatrial.registry.client import connect
+from seatrial.errors import RetryableError
+from seatrial.experiments.trial import CHAMPION, Decision, Look, Trial
+from seatrial.registry import aliases
+from seatrial.registry.client import ABSENT, NotRegisteredError, asking, connect, experiment_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,6 +33,7 @@ PLOT = "trial.png"
 SERVICE_TAG = "seatrial.service"
 TRIAL_TAG = "seatrial.trial"
 SEQUENCE_TAG = "seatrial.sequence"
+CREATED_TAG = "seatrial.created_ns"
 PREVIOUS_TAG = "seatrial.previous_hash"
 HASH_TAG = "seatrial.record_hash"
 FIRST = "0" * 64  # what the first record of a service names as its predecessor
@@ -49,18 +54,25 @@ class AuditRecord:
 def write(trial: Trial, decision: Decision, looks: Sequence[Look], *, uri: str | None = None) -> str:
     """Write the trial's record unless it is there; the id of its run.
 
+    To be called when the aliases stand as the decision wants them: it notes who is champion then.
+
     Raises:
-        mlflow.exceptions.MlflowException: the server refuses or does not answer; write again later.
+        RetryableError: the server refuses or does not answer; write again later.
     """
     client = connect(uri)
-    experiment = _experiment(client)
-    run = _find(client, experiment, trial)
-    if run is None:
-        run = _start(client, experiment, trial, decision)
-    run_id = str(run.info.run_id)
-    if HASH_TAG not in run.data.tags:
-        _fill(client, run, trial, decision, looks)
-    return run_id
+    with asking():
+        experiment = experiment_of(client, EXPERIMENT)
+        run = _only(client, experiment, trial)
+        if run is None:
+            _start(client, experiment, trial, decision)
+            run = _only(client, experiment, trial)
+        if run is None:
+            raise RetryableError(
+                f"MLflow: the run of {trial.id}'s record was taken away: it is written again"
+            )
+        if HASH_TAG not in run.data.tags:
+            _fill(client, run, trial, decision, looks, _champion(trial.service, uri))
+    return str(run.info.run_id)
 
 
 def chain(service: str, *, uri: str | None = None) -> list[AuditRecord]:
@@ -120,10 +132,15 @@ def code_digest() -> str:
 
 
 def record_of(
-    trial: Trial, decision: Decision, looks: Sequence[Look], *, sequence: int, previous_hash: str
+    trial: Trial,
+    decision: Decision,
+    looks: Sequence[Look],
+    *,
+    sequence: int,
+    previous_hash: str,
+    champion_after: str | None,
 ) -> dict[str, Any]:
     """The record's JSON: enough to recompute the verdict without any database."""
-    promoted = decision.verdict == "promote"
     return {
         "format": 1,
         "sequence": sequence,
@@ -136,7 +153,7 @@ def record_of(
         "opened_at": trial.opened_at,
         "decided_at": decision.decided_at,
         "champion_before": trial.champion,
-        "champion_after": trial.challenger if promoted else None if _by_person(decision) else trial.champion,
+        "champion_after": champion_after,
         "challenger": trial.challenger,
         "alpha": trial.policy["alpha"],
         "policy": dict(trial.policy),
@@ -148,44 +165,38 @@ def record_of(
     }
 
 
-def _by_person(decision: Decision) -> bool:
-    """Then the registry, not the trial, says who is champion."""
-    return decision.verdict == "superseded"
-
-
-def _experiment(client: MlflowClient) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found is not None:
-        return str(found.experiment_id)
+def _champion(service: str, uri: str | None) -> str | None:
+    """Who is champion now: whatever was decided, a person may have moved the alias meanwhile."""
     try:
-        return str(client.create_experiment(EXPERIMENT))
-    except MlflowException:
-        found = client.get_experiment_by_name(EXPERIMENT)  # somebody made it in between
-        if found is None:
-            raise
-        return str(found.experiment_id)
+        return aliases.read(service, uri=uri).get(CHAMPION)
+    except NotRegisteredError:
+        return None
 
 
-def _start(client: MlflowClient, experiment: str, trial: Trial, decision: Decision) -> Run:
+def _start(client: MlflowClient, experiment: str, trial: Trial, decision: Decision) -> None:
     last = _last(client, experiment, trial.service)
     tags = {
         SERVICE_TAG: trial.service,
         TRIAL_TAG: trial.id,
         SEQUENCE_TAG: str(_sequence(last) + 1 if last else 1),
+        CREATED_TAG: str(time.time_ns()),
         PREVIOUS_TAG: last.data.tags[HASH_TAG] if last else FIRST,
         "seatrial.verdict": decision.verdict,
         "seatrial.actor": decision.actor,
         "mlflow.note.content": f"**{decision.verdict}** — {decision.reason}",
     }
     started = int(decision.decided_at * 1000)
-    return client.create_run(
-        experiment, start_time=started, tags=tags, run_name=f"{trial.id} {decision.verdict}"
-    )
+    client.create_run(experiment, start_time=started, tags=tags, run_name=f"{trial.id} {decision.verdict}")
 
 
-def _fill(client: MlflowClient, run: Run, trial: Trial, decision: Decision, looks: Sequence[Look]) -> None:
+def _fill(
+    client: MlflowClient,
+    run: Run,
+    trial: Trial,
+    decision: Decision,
+    looks: Sequence[Look],
+    champion_after: str | None,
+) -> None:
     from mlflow.entities import Metric
 
     from seatrial.registry.audit_plot import draw
@@ -193,7 +204,12 @@ def _fill(client: MlflowClient, run: Run, trial: Trial, decision: Decision, look
     run_id = run.info.run_id
     tags = run.data.tags
     body = record_of(
-        trial, decision, looks, sequence=int(tags[SEQUENCE_TAG]), previous_hash=tags[PREVIOUS_TAG]
+        trial,
+        decision,
+        looks,
+        sequence=int(tags[SEQUENCE_TAG]),
+        previous_hash=tags[PREVIOUS_TAG],
+        champion_after=champion_after,
     )
     client.log_dict(run_id, body, RECORD)
     client.log_figure(run_id, draw(trial, decision, looks), PLOT)
@@ -214,9 +230,24 @@ def _points(look: Look) -> list[tuple[str, float]]:
     return [("estimate", found.estimate), ("low", found.low), ("high", found.high)]
 
 
-def _find(client: MlflowClient, experiment: str, trial: Trial) -> Run | None:
-    runs = _runs(client, experiment, f"tags.`{TRIAL_TAG}` = '{trial.id}'")
-    return min(runs, key=_sequence, default=None)
+def _only(client: MlflowClient, experiment: str, trial: Trial) -> Run | None:
+    """The run of the trial's record; of several, the finished one or else the oldest, and the others go."""
+    from mlflow.exceptions import MlflowException
+
+    runs = sorted(_runs(client, experiment, f"tags.`{TRIAL_TAG}` = '{trial.id}'"), key=_seniority)
+    for run in runs[1:]:
+        try:
+            client.delete_run(run.info.run_id)
+        except MlflowException as error:
+            if error.error_code not in ABSENT:  # else somebody else was first
+                raise
+    return runs[0] if runs else None
+
+
+def _seniority(run: Run) -> tuple[bool, int, str]:
+    """The same order for everybody who looks."""
+    tags = run.data.tags
+    return HASH_TAG not in tags, int(tags.get(CREATED_TAG, 0)), str(run.info.run_id)
 
 
 def _last(client: MlflowClient, experiment: str, service: str) -> Run | None:

@@ -8,11 +8,8 @@ from functools import lru_cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
-from pydantic import BaseModel
-
 from seatrial.config.addresses import Addresses
-from seatrial.errors import RetryableError
-from seatrial.registry.client import connect
+from seatrial.registry.client import ABSENT, asking, connect, experiment_of, transferring
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +24,10 @@ JOB_ID = "seatrial.job_id"
 ATTEMPT = "seatrial.attempt"
 SUBMISSION_ID = "seatrial.submission_id"
 CAUSE = "seatrial.cause"
+GATE = "seatrial.gate"
+GATE_REASONS = "seatrial.gate_reasons"
+SETTING = "seatrial.setting."
+"""Begins the tag of a recipe's field that may differ each time that the job runs."""
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 P = ParamSpec("P")
@@ -34,16 +35,12 @@ R = TypeVar("R")
 
 
 def _retryable(call: Callable[P, R]) -> Callable[P, R]:
-    """``call``, with MLflow's own errors turned into one kind whose message is one line."""
+    """``call``, with MLflow's errors turned into one kind whose message is one line."""
 
     @wraps(call)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        from mlflow.exceptions import MlflowException
-
-        try:
+        with asking():
             return call(*args, **kwargs)
-        except MlflowException as error:
-            raise RetryableError(f"MLflow: {str(error).splitlines()[0]}") from error
 
     return wrapped
 
@@ -83,23 +80,28 @@ def open_run(
     attempt: str,
     params: Mapping[str, str],
     tags: Mapping[str, str],
+    settings: Mapping[str, str] | None = None,
     known_run_id: str | None = None,
     uri: str | None = None,
 ) -> Run:
     """The run of a job's ``attempt``, opened again when it is there and created when it is not.
 
+    ``params`` are written once; ``settings`` become tags that replace those of the time before. How the run
+    ended before, and why, is taken off.
+
     Raises:
         RetryableError: MLflow does not answer.
     """
     client = _client(uri)
-    experiment_id = _experiment(client)
+    experiment_id = experiment_of(client, EXPERIMENT)
     run_id = _known(client, known_run_id) or _of_attempt(client, experiment_id, attempt)
     if run_id is None:
         made = client.create_run(experiment_id, run_name=name, tags={ATTEMPT: attempt, **tags})
         run_id = str(made.info.run_id)
     else:
         client.update_run(run_id, status="RUNNING")
-    _describe(client, run_id, params, tags)
+    shown = {f"{SETTING}{key}": value for key, value in (settings or {}).items()}
+    _describe(client, run_id, params, {**tags, **shown})
     return Run(run_id, f"{client.tracking_uri}/#/experiments/{experiment_id}/runs/{run_id}")
 
 
@@ -164,7 +166,9 @@ def log_picture(run_id: str, name: str, figure: Figure, *, uri: str | None = Non
 @_retryable
 def log_folder(run_id: str, folder: Path, name: str, *, uri: str | None = None) -> None:
     """Keep the files of ``folder`` as the run's artifact folder ``name``."""
-    _client(uri).log_artifacts(run_id, str(folder), name)
+    client = _client(uri)
+    with transferring():
+        client.log_artifacts(run_id, str(folder), name)
 
 
 @_retryable
@@ -177,34 +181,17 @@ def finish(
     _client(uri).set_terminated(run_id, status)
 
 
-def flatten(section: BaseModel) -> dict[str, str]:
-    """Every set field of a configuration as `group.field` → text."""
-    return dict(_flat(section.model_dump(mode="json", exclude_none=True), ""))
+def flatten(values: Mapping[str, Any]) -> dict[str, str]:
+    """Every set field of a dumped configuration as `group.field` → text."""
+    return dict(_flat(values, ""))
 
 
 def _flat(value: Any, at: str) -> Iterable[tuple[str, str]]:
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flat(inner, f"{at}.{key}" if at else key)
-    else:
+    elif value is not None:
         yield at, str(value)[:PARAM_LENGTH]
-
-
-def _experiment(client: MlflowClient) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found is None:
-        try:
-            return str(client.create_experiment(EXPERIMENT))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # made by another job just now
-                raise
-            found = client.get_experiment_by_name(EXPERIMENT)
-            assert found is not None  # noqa: S101
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)
 
 
 def _known(client: MlflowClient, run_id: str | None) -> str | None:
@@ -215,8 +202,10 @@ def _known(client: MlflowClient, run_id: str | None) -> str | None:
         return None
     try:
         info = client.get_run(run_id).info
-    except MlflowException:
-        return None
+    except MlflowException as error:
+        if error.error_code in ABSENT:
+            return None
+        raise
     return run_id if info.lifecycle_stage == "active" else None
 
 
@@ -227,11 +216,17 @@ def _of_attempt(client: MlflowClient, experiment_id: str, attempt: str) -> str |
 
 
 def _describe(client: MlflowClient, run_id: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
-    """Set tags, and the parameters that the run does not have yet: MLflow refuses to change one."""
+    """Set tags, and the parameters that the run does not have yet: MLflow refuses to change one.
+
+    Tags of an earlier time that no longer hold are deleted.
+    """
     from mlflow.entities import Param, RunTag
 
-    present = client.get_run(run_id).data.params
-    fresh = [Param(key, value) for key, value in params.items() if key not in present]
+    present = client.get_run(run_id).data
+    fresh = [Param(key, value) for key, value in params.items() if key not in present.params]
     for start in range(0, len(fresh), PARAM_LIMIT):
         client.log_batch(run_id, params=fresh[start : start + PARAM_LIMIT])
+    for key in present.tags:
+        if key in (CAUSE, GATE, GATE_REASONS) or (key.startswith(SETTING) and key not in tags):
+            client.delete_tag(run_id, key)
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])

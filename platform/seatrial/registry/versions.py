@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
 import shutil
 import tempfile
+import uuid
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seatrial.errors import UserError
-from seatrial.registry.client import connect
+from seatrial.errors import RetryableError, SeatrialError, UserError
+from seatrial.registry.client import NotRegisteredError, asking, connect, one_line, transferring
 from seatrial.registry.manifest import (
     BaseRef,
     FileEntry,
@@ -30,9 +34,11 @@ __all__ = [
     "FileEntry",
     "Manifest",
     "Ref",
+    "cached",
     "describe",
     "download",
     "folder_digest",
+    "folder_of",
     "parse_ref",
     "pin",
     "read_manifest",
@@ -41,6 +47,10 @@ __all__ = [
     "write_manifest",
 ]
 
+log = logging.getLogger(__name__)
+
+DIGEST_TAG = "seatrial.digest"
+SHA256 = re.compile(r"[0-9a-f]{64}")
 REF = re.compile(r"^models:/(?P<name>[^/@]+)(?:/(?P<version>[1-9][0-9]*)|@(?P<alias>[A-Za-z][\w-]*))$")
 
 
@@ -69,19 +79,16 @@ def pin(text: str, *, uri: str | None = None) -> Ref:
     """The reference with its alias replaced by the version that the alias names now.
 
     Raises:
-        UserError: there is no such model, alias or version.
+        NotRegisteredError: there is no such model, alias or version.
+        RetryableError: MLflow does not answer.
     """
-    from mlflow.exceptions import MlflowException
-
     ref = parse_ref(text)
     client = connect(uri)
-    try:
+    with asking(partial(_unknown, text)):
         if ref.alias is not None:
             found = client.get_model_version_by_alias(ref.name, ref.alias)
         else:
             found = client.get_model_version(ref.name, str(ref.version))
-    except MlflowException as error:
-        raise _unknown(text, error) from error
     return Ref(ref.name, str(found.version), None)
 
 
@@ -89,14 +96,12 @@ def describe(name: str, version: str, *, uri: str | None = None) -> ModelVersion
     """MLflow's record of one version, tags included.
 
     Raises:
-        UserError: there is no such version.
+        NotRegisteredError: there is no such version.
+        RetryableError: MLflow does not answer.
     """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return connect(uri).get_model_version(name, version)
-    except MlflowException as error:
-        raise _unknown(f"models:/{name}/{version}", error) from error
+    client = connect(uri)
+    with asking(partial(_unknown, f"models:/{name}/{version}")):
+        return client.get_model_version(name, version)
 
 
 def register(
@@ -111,23 +116,19 @@ def register(
     """Make the run's artifact a version of ``name`` and return its number.
 
     Registering the same run's same weights again returns the number that they already have.
+
+    Raises:
+        RetryableError: MLflow does not answer or refuses.
     """
     client = connect(uri)
-    _ensure_model(client, name)
-    for known in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
-        if known.tags.get("seatrial.digest") == manifest.digest:
-            return str(known.version)
-    labels = {
-        "seatrial.kind": manifest.kind,
-        "seatrial.digest": manifest.digest,
-        "seatrial.method": manifest.method,
-    }
-    if manifest.base is not None:
-        labels |= {"seatrial.base": manifest.base.ref, "seatrial.base_digest": manifest.base.digest}
-    source = f"{client.get_run(run_id).info.artifact_uri}/{artifact_path}"
-    made = client.create_model_version(
-        name, source, run_id=run_id, tags={**labels, **(tags or {})}, await_creation_for=0
-    )
+    with asking():
+        _ensure_model(client, name)
+        for known in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
+            if known.tags.get(DIGEST_TAG) == manifest.digest:
+                return str(known.version)
+        source = f"{client.get_run(run_id).info.artifact_uri}/{artifact_path}"
+        labels = {**_labels(manifest), **(tags or {})}
+        made = client.create_model_version(name, source, run_id=run_id, tags=labels, await_creation_for=0)
     return str(made.version)
 
 
@@ -136,49 +137,122 @@ def download(name: str, version: str, cache: Path, *, uri: str | None = None) ->
 
     Raises:
         UserError: no such version, or its files are not what its manifest and its registration say.
-        RetryableError: MLflow does not answer.
+        RetryableError: MLflow does not answer, or the files do not arrive.
     """
-    record = describe(name, version, uri=uri)
-    digest = record.tags.get("seatrial.digest")
+    what = f"models:/{name}/{version}"
+    digest = describe(name, version, uri=uri).tags.get(DIGEST_TAG)
     if not digest:
         raise UserError(
-            f"models:/{name}/{version}: no `seatrial.digest` tag: it was not registered by a Seatrial job; "
-            "register it with one"
+            f"{what}: no `{DIGEST_TAG}` tag: it was not registered by a Seatrial job; register it with one"
         )
-    kept = cache / f"sha256-{digest}"
-    if not kept.is_dir():
-        _fetch(connect(uri), name, version, kept)
-    manifest = verify(kept)
-    if manifest.digest != digest:
-        raise UserError(
-            f"models:/{name}/{version}: its files have digest {manifest.digest[:12]}, registered was "
-            f"{digest[:12]}: the artifact was replaced; register the version again"
-        )
+    try:
+        kept = folder_of(cache, digest)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
+    if cached(cache, digest) is None:
+        _fetch(connect(uri), name, version, digest, kept)
     return kept
 
 
-def _fetch(client: MlflowClient, name: str, version: str, kept: Path) -> None:
-    """Download into a neighbour of ``kept``, verify, and rename; the first of several callers wins."""
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
+def cached(cache: Path, digest: str) -> Path | None:
+    """The verified copy below ``cache`` of the version with this digest; one that does not hold is deleted.
 
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=kept.parent))
+    Raises:
+        UserError: it is no digest.
+    """
+    kept = folder_of(cache, digest)
+    if not kept.is_dir():
+        return None
     try:
-        source = client.get_model_version_download_uri(name, version)
-        folder = Path(
-            download_artifacts(artifact_uri=source, dst_path=str(partial), tracking_uri=client.tracking_uri)
+        if verify(kept).digest == digest:
+            return kept
+        problem = "holds another version"
+    except (UserError, OSError) as error:
+        problem = str(error)
+    log.warning("the copy of a version is deleted, to be fetched again: %s", problem)
+    _discard(kept)
+    return None
+
+
+def folder_of(cache: Path, digest: str) -> Path:
+    """Where ``cache`` keeps the version with this digest.
+
+    Raises:
+        UserError: it is no digest: whoever may write tags would choose the folder.
+    """
+    if not SHA256.fullmatch(digest):
+        raise UserError(
+            f"{DIGEST_TAG}: {digest[:80]!r}: no SHA-256 in hexadecimal: register the version again"
         )
-        verify(folder)
-        if not kept.exists():
-            folder.rename(kept)
-    except MlflowException as error:
-        raise UserError(f"models:/{name}/{version}: its artifact cannot be read ({error.message})") from error
-    except OSError:
+    return cache / f"sha256-{digest}"
+
+
+def _fetch(client: MlflowClient, name: str, version: str, digest: str, kept: Path) -> None:
+    """Download into a neighbour of ``kept``, verify, and rename; the first of several callers wins."""
+    what = f"models:/{name}/{version}"
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial_place = Path(tempfile.mkdtemp(prefix=".partial-", dir=kept.parent))
+    except OSError as error:
+        raise RetryableError(f"{kept.parent}: cannot be written ({error}): free or mend it") from error
+    try:
+        folder = _downloaded(client, name, version, partial_place)
+        found = verify(folder).digest
+        if found != digest:
+            raise UserError(
+                f"{what}: its files have digest {found[:12]}, registered was {digest[:12]}: "
+                "the artifact was replaced; register the version again"
+            )
+        folder.rename(kept)
+    except OSError as error:
         if not kept.is_dir():  # another process renamed first: its copy is as good
-            raise
+            raise RetryableError(f"{what}: its files cannot be kept ({error})") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial_place, ignore_errors=True)
+
+
+def _downloaded(client: MlflowClient, name: str, version: str, place: Path) -> Path:
+    """The version's artifact, fetched into ``place``.
+
+    Raises:
+        UserError: MLflow has no such version or artifact.
+        RetryableError: it did not arrive, for whatever cause: each artifact store has errors of its own.
+    """
+    from mlflow.artifacts import download_artifacts, list_artifacts
+
+    what = f"models:/{name}/{version}"
+    try:
+        with asking(partial(_unknown, what)), transferring():
+            source = client.get_model_version_download_uri(name, version)
+            if not list_artifacts(artifact_uri=source, tracking_uri=client.tracking_uri):
+                raise UserError(f"{what}: its artifact is gone ({source}): register the version again")
+            found = download_artifacts(
+                artifact_uri=source, dst_path=str(place), tracking_uri=client.tracking_uri
+            )
+    except SeatrialError:
+        raise
+    except Exception as error:
+        raise RetryableError(f"{what}: its artifact did not arrive ({one_line(error)})") from error
+    return Path(found)
+
+
+def _discard(folder: Path) -> None:
+    """Take a folder out of the way in one step, then delete it."""
+    away = folder.parent / f".broken-{uuid.uuid4().hex}"
+    with contextlib.suppress(FileNotFoundError):  # somebody else was first
+        folder.rename(away)
+    shutil.rmtree(away, ignore_errors=True)
+
+
+def _labels(manifest: Manifest) -> dict[str, str]:
+    labels = {
+        "seatrial.kind": manifest.kind,
+        DIGEST_TAG: manifest.digest,
+        "seatrial.method": manifest.method,
+    }
+    if manifest.base is not None:
+        labels |= {"seatrial.base": manifest.base.ref, "seatrial.base_digest": manifest.base.digest}
+    return labels
 
 
 def _ensure_model(client: MlflowClient, name: str) -> None:
@@ -191,6 +265,7 @@ def _ensure_model(client: MlflowClient, name: str) -> None:
             raise
 
 
-def _unknown(what: str, error: Exception) -> UserError:
-    message = str(getattr(error, "message", error)).splitlines()[0]
-    return UserError(f"{what}: not in the registry ({message}): list versions in the MLflow UI under Models")
+def _unknown(what: str, reason: str) -> NotRegisteredError:
+    return NotRegisteredError(
+        f"{what}: not in the registry ({reason}): list versions in the MLflow UI under Models"
+    )
