@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +23,7 @@ from seatrial.registry.manifest import BaseRef, Manifest
 from seatrial_jobs import ledger
 from seatrial_jobs.events import complain, emit, say
 from seatrial_jobs.prepare import Prepared, prepare
-from seatrial_jobs.storage import Storage
+from seatrial_jobs.storage import Storage, answering
 
 GATE_FAILED = 3
 TERMINATED = 143  # 128 + SIGTERM
@@ -68,7 +70,7 @@ def main(kind: type[Recipe], program: str, arguments: Sequence[str]) -> int:
     """Run the job of a recipe file; the exit code (2 user error, 3 gate not passed, 143 terminated)."""
     parser = argparse.ArgumentParser(prog=f"python -m {program}")
     parser.add_argument("recipe", type=Path, help="YAML file")
-    parser.add_argument("--force", action="store_true", help="run a finished job again from nothing")
+    parser.add_argument("--force", action="store_true", help="start again from nothing, finished or not")
     given = parser.parse_args(arguments)
     _on_termination()
     _quiet()
@@ -85,23 +87,26 @@ def main(kind: type[Recipe], program: str, arguments: Sequence[str]) -> int:
 def _run(recipe: Any, root: Path, *, force: bool) -> int:
     prepared = prepare(recipe, root)
     place = Storage.of(recipe.run.storage, root)
-    job_id = ledger.job_id(recipe, prepared.split.digest, prepared.base_digest)
+    job_id = ledger.job_id(recipe, prepared.split.digest, prepared.base_digest, prepared.tokens_digest)
     uri = _require_mlflow()
-    record = ledger.take_over(place.below(job_id), force=force)
+    with answering(place):
+        record = ledger.take_over(place.below(job_id), force=force)
     if record.version is not None:
         return _say_finished(recipe, job_id, record.version)
     job = _open(recipe, prepared, place, job_id, record, uri)
     emit("run", url=job.run.url, run_id=job.run.run_id)
     say(f"run  {job.run.url}")
-    _tell_plan(job)
     try:
+        with answering(place):
+            ledger.save(job.storage, job.record)
+        _tell_plan(job)
         outcome = _train(job)
         return _conclude(job, outcome)
     except Terminated as stop:
         if stop.reason is None:
             runs.finish(job.run.run_id, "KILLED", uri=uri)
         raise
-    except SeatrialError as error:
+    except Exception as error:  # a bug too: its run must not look as if it went on
         _fail(job, error)
         raise
 
@@ -142,14 +147,13 @@ def _open(
     run = runs.open_run(
         recipe.name,
         attempt=record.attempt,
-        params=runs.flatten(recipe),
+        params=runs.flatten(ledger.identity(recipe)),
         tags=tags,
+        settings=runs.flatten(ledger.operational(recipe)),
         known_run_id=record.run_id,
         uri=uri,
     )
-    record = replace(record, run_id=run.run_id)
-    ledger.save(place.below(job_id), record)
-    return Job(recipe, prepared, job_id, place, record, run, uri, code)
+    return Job(recipe, prepared, job_id, place, replace(record, run_id=run.run_id), run, uri, code)
 
 
 def _tell_plan(job: Job) -> None:
@@ -199,7 +203,8 @@ def _train(job: Job) -> Any:
         with Follower(job.run.run_id, job.mlflow_uri, job.prepared.steps, check, stop_job):
             return trainer.fit(_spec(job), job.place, job.job_id)
     except trainer.TrainingError as error:
-        check()
+        with answering(job.place):
+            check()
         raise JobFailedError(str(error)) from error
     except Terminated:
         raise Terminated(reasons[0] if reasons else None) from None
@@ -232,15 +237,18 @@ def _spec(job: Job) -> Callable[[Any], Any]:
 
 def _conclude(job: Job, outcome: Any) -> int:
     """Record the evaluation, and register the version if it passed the gate."""
+    if outcome.get("user_error"):
+        raise UserError(outcome["user_error"])
     if outcome["failed"]:
         raise JobFailedError(outcome["failed"])
     scores, reasons = outcome["scores"], outcome["reasons"]
     emit("evaluated", **scores)
     say("evaluated  " + "  ".join(f"{key} {value:.4g}" for key, value in scores.items() if value is not None))
+    _keep_scores(job, scores)
     _keep_artifacts(job, outcome["samples"])
     emit("gate", passed=not reasons, reasons=reasons)
     if reasons:
-        tags = {"seatrial.gate": "failed", "seatrial.gate_reasons": "; ".join(reasons)}
+        tags = {runs.GATE: "failed", runs.GATE_REASONS: "; ".join(reasons)}
         runs.finish(job.run.run_id, "FINISHED", tags=tags, uri=job.mlflow_uri)
         complain("not registered: " + "; ".join(reasons))
         return GATE_FAILED
@@ -250,8 +258,9 @@ def _conclude(job: Job, outcome: Any) -> int:
     )
     if isinstance(job.recipe, PretrainRecipe):
         _first_champion(job, version)
-    ledger.save(job.storage, replace(job.record, version=version))
-    tags = {"seatrial.gate": "passed", "seatrial.version": f"{job.target}/{version}"}
+    with answering(job.place):
+        ledger.save(job.storage, replace(job.record, version=version))
+    tags = {runs.GATE: "passed", "seatrial.version": f"{job.target}/{version}"}
     runs.finish(job.run.run_id, "FINISHED", tags=tags, uri=job.mlflow_uri)
     emit("registered", name=job.target, version=version)
     say(f"registered  models:/{job.target}/{version}")
@@ -273,6 +282,23 @@ def _first_champion(job: Job, version: str) -> None:
             say(str(error))
 
 
+def _keep_scores(job: Job, scores: dict[str, float | None]) -> None:
+    """Send scores that are not the ones recorded for the last step, as when the gate asks differently now."""
+    step, known = job.prepared.steps, runs.latest(job.run.run_id, uri=job.mlflow_uri)
+    now_ms = int(time.time() * 1000)
+    found = {f"eval/{key}": value for key, value in scores.items() if value is not None}
+    fresh = [
+        runs.Point(key, value, step, now_ms)
+        for key, value in found.items()
+        if math.isfinite(value) and not _is_recorded(known.get(key), step, value)
+    ]
+    runs.log_points(job.run.run_id, fresh, uri=job.mlflow_uri)
+
+
+def _is_recorded(known: tuple[int, float] | None, step: int, value: float) -> bool:
+    return known is not None and known[0] == step and math.isclose(known[1], value, rel_tol=1e-6)
+
+
 def _keep_artifacts(job: Job, samples: list[dict[str, str]]) -> None:
     from seatrial_jobs.pictures import loss_curves
 
@@ -286,11 +312,12 @@ def _keep_artifacts(job: Job, samples: list[dict[str, str]]) -> None:
         runs.log_json(run_id, "samples.json", table, uri=uri)
 
 
-def _fail(job: Job, error: SeatrialError) -> None:
+def _fail(job: Job, error: Exception) -> None:
     """Note the cause on the run, unless the run belongs to another driver by now."""
     if isinstance(error, ledger.SupersededError):
         return
-    cause = str(error).splitlines()[0][:500]
+    text = str(error) if isinstance(error, SeatrialError) else f"{type(error).__name__}: {error}"
+    cause = text.splitlines()[0][:500]
     emit("failed", cause=cause)
     try:
         runs.finish(job.run.run_id, "FAILED", tags={runs.CAUSE: cause}, uri=job.mlflow_uri)

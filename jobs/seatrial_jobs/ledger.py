@@ -7,9 +7,10 @@ import json
 import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from seatrial.config.recipe import Recipe
-from seatrial.errors import SeatrialError
+from seatrial.errors import SeatrialError, UserError
 from seatrial_jobs.storage import Storage
 
 RECORD = "mlflow_run.json"
@@ -45,10 +46,19 @@ class Record:
     """Set when the job has registered its result, which is when it is finished."""
 
 
-def job_id(recipe: Recipe, data_digest: str, base_digest: str) -> str:
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """The fields that shape the weights."""
+    return recipe.model_dump(mode="json", exclude=OPERATIONAL)  # type: ignore[arg-type]
+
+
+def operational(recipe: Recipe) -> dict[str, Any]:
+    """The other fields: they may differ each time that the job runs."""
+    return recipe.model_dump(mode="json", include=OPERATIONAL)  # type: ignore[arg-type]
+
+
+def job_id(recipe: Recipe, data_digest: str, base_digest: str, tokens_digest: str) -> str:
     """Name and digest of everything that shapes the weights: the same inputs are the same job."""
-    shape = recipe.model_dump(mode="json", exclude=OPERATIONAL)  # type: ignore[arg-type]
-    text = json.dumps([shape, data_digest, base_digest], sort_keys=True)
+    text = json.dumps([identity(recipe), data_digest, base_digest, tokens_digest], sort_keys=True)
     return f"{recipe.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
@@ -64,23 +74,35 @@ def code_digest() -> str:
 def take_over(storage: Storage, *, force: bool) -> Record:
     """Become the driver of the job kept in ``storage``.
 
-    A finished job is returned as it is, unless ``force``: then its checkpoints go and it starts from nothing.
+    A finished job is returned as it is. With ``force``, finished or not, everything that is kept of it goes
+    and it starts from nothing, as a new attempt.
+
+    Raises:
+        UserError: its record is damaged.
     """
+    if force:
+        storage.clear()
     found = read(storage)
     if found is not None and found.version is not None:
-        if not force:
-            return found
-        storage.clear()
-        found = None
+        return found
     mine = replace(found or Record(attempt=uuid.uuid4().hex, driver=""), driver=uuid.uuid4().hex)
     save(storage, mine)
     return mine
 
 
 def read(storage: Storage) -> Record | None:
-    """The record in ``storage``, if there is one."""
-    value = storage.read_json(RECORD)
-    return None if value is None else Record(**value)
+    """The record in ``storage``, if there is one.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        value = storage.read_json(RECORD)
+        return None if value is None else Record(**value)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"run.storage: {storage.uri}/{RECORD}: damaged ({error}): start again with --force"
+        ) from error
 
 
 def save(storage: Storage, record: Record) -> None:

@@ -12,6 +12,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow.fs as pafs
 
+CONNECT_TIMEOUT_S = 10
+ATTEMPTS = 3
+
 
 class WithoutMarkers(pafs.FileSystemHandler):  # type: ignore[misc]
     """Everything as ``inner`` does it, except that making a folder does nothing."""
@@ -93,15 +96,27 @@ class S3WithoutMarkers(WithoutMarkers):
 
     def _delete(self, paths: list[str]) -> None:
         import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
 
-        client = boto3.client("s3", **self.client_options)
+        patience = Config(connect_timeout=CONNECT_TIMEOUT_S, retries={"total_max_attempts": ATTEMPTS})
+        client = boto3.client("s3", config=patience, **self.client_options)
         for path in paths:
             bucket, _, key = path.partition("/")
-            client.delete_object(Bucket=bucket, Key=key)
+            try:
+                client.delete_object(Bucket=bucket, Key=key)
+            except (BotoCoreError, ClientError) as error:  # pyarrow's are OSErrors as well
+                raise OSError(str(error)) from error
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system and the path in it of a directory or an object store's URI."""
+    """The file system and the path in it of a directory or an object store's URI.
+
+    Raises:
+        ValueError: it is no such URI, or it holds keys.
+        OSError: the store does not answer.
+    """
+    _refuse_keys(uri)
     filesystem, path = pafs.FileSystem.from_uri(uri)
     if uri.startswith("s3://"):
         filesystem = pafs.PyFileSystem(S3WithoutMarkers(filesystem, _client_options(uri, filesystem.region)))
@@ -112,11 +127,26 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
 
 def _client_options(uri: str, region: str) -> dict[str, str]:
     """What boto3 must know to reach the store of ``uri``; keys come from the environment, as for pyarrow."""
-    parts = urlsplit(uri)
-    if "@" in parts.netloc:
-        raise ValueError("keys in an address are shown to everybody: set AWS_ACCESS_KEY_ID and its secret")
-    query = dict(parse_qsl(parts.query))
+    query = dict(parse_qsl(urlsplit(uri).query))
     options = {"region_name": region}
     if endpoint := query.get("endpoint_override"):
         options["endpoint_url"] = f"{query.get('scheme', 'https')}://{endpoint}"
     return options
+
+
+def without_keys(uri: str) -> str:
+    """The URI without what stands before its host; a secret may hold a `/`, and is then cut off as well."""
+    scheme, mark, rest = uri.partition("://")
+    if not mark:
+        return uri
+    place, question, query = rest.partition("?")
+    host = place.rpartition("@")[2]
+    if scheme == "s3" and ":" in host.partition("/")[0]:
+        host = "…"  # keys that lost their `@`: no bucket has a colon
+    return f"{scheme}{mark}{host}{question}{query}"
+
+
+def _refuse_keys(uri: str) -> None:
+    host = uri.partition("://")[2].partition("?")[0].partition("/")[0]
+    if "@" in host or (uri.startswith("s3://") and ":" in host):  # no bucket has either
+        raise ValueError("keys in an address are shown to everybody: set AWS_ACCESS_KEY_ID and its secret")

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seatrial.errors import UserError
+from seatrial.errors import RetryableError, UserError
 
 CHUNK_BYTES = 1 << 20
+# How AWS's SDK, through pyarrow, and botocore tell of what no repetition mends.
+HOPELESS = re.compile(
+    r"HTTP status 40[0134]|ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_|SIGNATURE|AccessDenied|InvalidAccessKey"
+)
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,12 @@ class Storage:
         try:
             storage.connect()
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            from seatrial_jobs.objects import without_keys
+
+            shown = without_keys(setting)
+            reason = str(error).splitlines()[0].replace(storage.uri, shown)
             raise UserError(
-                f"run.storage: {setting}: cannot be opened ({reason}): give a directory or s3://bucket/prefix"
+                f"run.storage: {shown}: cannot be opened ({reason}): give a directory or s3://bucket/prefix"
             ) from error
         return storage
 
@@ -115,6 +124,27 @@ class Storage:
         filesystem, path = self.connect()
         if filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
             filesystem.delete_dir(path)
+
+
+@contextmanager
+def answering(storage: Storage) -> Iterator[None]:
+    """Say in one line what is wrong with `run.storage`.
+
+    Raises:
+        UserError: it can never be used: a path below a file, no permission, no such bucket.
+        RetryableError: it does not answer this time.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        place = storage.uri.partition("?")[0]
+        # A local file system gives a number; an object store's answer is told in words.
+        if isinstance(error, ValueError) or error.errno is not None or HOPELESS.search(reason):
+            raise UserError(
+                f"run.storage: {place}: cannot be used ({reason}): give a place that workers may write to"
+            ) from error
+        raise RetryableError(f"run.storage: {place}: does not answer ({reason}): try again") from error
 
 
 def _pieces(source: Any) -> Iterator[bytes]:

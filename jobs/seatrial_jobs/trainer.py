@@ -10,7 +10,7 @@ from typing import Any
 from seatrial.config.recipe import Recipe
 from seatrial.errors import SeatrialError, UserError
 from seatrial_jobs.events import say
-from seatrial_jobs.storage import Storage
+from seatrial_jobs.storage import Storage, answering
 
 # Seconds between two looks at the workers; Ray's own 2 s are added to every start and end.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -69,7 +69,8 @@ def fit(
     on_gpu = _on_gpu(recipe)
     resources = {"CPU": recipe.resources.cpus_per_worker, **({"GPU": 1.0} if on_gpu else {})}
     _warn_if_too_small(recipe, resources)
-    filesystem, path = place.connect()
+    with answering(place):
+        filesystem, path = place.connect()
     trainer = TorchTrainer(
         partial(work or worker.work, spec),
         scaling_config=ScalingConfig(

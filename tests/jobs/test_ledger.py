@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from seatrial.config.recipe import TrainRecipe
+from seatrial.errors import UserError
+from seatrial.registry import runs
 from seatrial_jobs import ledger
 from seatrial_jobs.storage import Storage
 
@@ -26,14 +29,23 @@ def recipe(**run: Any) -> TrainRecipe:
 
 
 def test_identity_is_what_shapes_the_weights():
-    known = ledger.job_id(recipe(), "data", "base")
+    digests = ("data", "base", "tokens")
+    known = ledger.job_id(recipe(), *digests)
     assert known.startswith("a-job-")
-    assert (
-        ledger.job_id(recipe(storage="s3://b/p", keep_checkpoints=5, accumulate=4), "data", "base") == known
-    )
-    assert ledger.job_id(recipe(learning_rate=0.5), "data", "base") != known
-    assert ledger.job_id(recipe(), "other", "base") != known
-    assert ledger.job_id(recipe(), "data", "other") != known
+    assert ledger.job_id(recipe(storage="s3://b/p", keep_checkpoints=5, accumulate=4), *digests) == known
+    assert ledger.job_id(recipe(learning_rate=0.5), *digests) != known
+    for position in range(3):
+        other = [*digests[:position], "other", *digests[position + 1 :]]
+        assert ledger.job_id(recipe(), *other) != known
+
+
+def test_every_field_is_either_of_the_identity_or_operational():
+    both = runs.flatten(ledger.identity(recipe())), runs.flatten(ledger.operational(recipe()))
+    assert not both[0].keys() & both[1].keys()
+    assert both[0] | both[1] == runs.flatten(recipe().model_dump(mode="json"))
+    assert both[0]["run.learning_rate"] == "0.001"
+    assert both[1]["run.storage"] == "runs/jobs"
+    assert "gate.max_loss" not in both[1], "a bound that is not given is no setting"
 
 
 @pytest.fixture
@@ -43,11 +55,32 @@ def storage(tmp_path: Path) -> Storage:
 
 def test_the_last_driver_owns_the_job_and_continues_its_attempt(storage: Storage):
     first = ledger.take_over(storage, force=False)
-    second = ledger.take_over(storage, force=True)
-    assert second.attempt == first.attempt, "--force leaves an unfinished job as it is"
+    second = ledger.take_over(storage, force=False)
+    assert second.attempt == first.attempt
     ledger.require_owner(storage, second.driver)
     with pytest.raises(ledger.SupersededError, match="another driver"):
         ledger.require_owner(storage, first.driver)
+
+
+def test_force_starts_an_unfinished_job_from_nothing_as_a_new_attempt(storage: Storage):
+    first = ledger.take_over(storage, force=False)
+    ledger.save(storage, replace(first, run_id="run"))
+    storage.write("checkpoint-1/x", b"")
+    second = ledger.take_over(storage, force=True)
+    assert second.attempt != first.attempt
+    assert second.run_id is None
+    assert storage.folders() == []
+    with pytest.raises(ledger.SupersededError):
+        ledger.require_owner(storage, first.driver)
+
+
+@pytest.mark.parametrize("content", [b"{half", b"[]", b'{"attempt": "a"}', b"\xff"])
+def test_a_damaged_record_is_one_line_and_force_mends_it(storage: Storage, content: bytes):
+    storage.write(ledger.RECORD, content)
+    with pytest.raises(UserError, match=rf"run\.storage: .*{ledger.RECORD}: damaged .*--force") as caught:
+        ledger.take_over(storage, force=False)
+    assert "\n" not in str(caught.value)
+    assert ledger.take_over(storage, force=True).run_id is None
 
 
 def test_a_finished_job_starts_from_nothing_only_when_forced(storage: Storage):

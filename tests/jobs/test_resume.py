@@ -71,6 +71,9 @@ def test_a_failed_gate_registers_nothing_and_a_looser_one_registers_without_trai
     assert again.wait() == 0, "\n".join(again.lines())
     assert run_id_of(again) == run_id_of(job)
     assert curves(run_id_of(job), mlflow_uri) == before
+    told = runs.tags_of(run_id_of(job), uri=mlflow_uri)
+    assert told["seatrial.gate"] == "passed"
+    assert not {"seatrial.gate_reasons", "seatrial.setting.gate.max_loss"} & told.keys()
     version = again.events("registered")[0]["version"]
     tags = versions.describe("join-words", version, uri=mlflow_uri).tags
     assert tags["seatrial.kind"] == "adapter"

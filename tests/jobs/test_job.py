@@ -1,0 +1,181 @@
+"""What the driver does around training: how it ends when something is wrong, and what the run says then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from seatrial.config.recipe import TrainRecipe
+from seatrial.registry import runs
+from seatrial.registry.client import connect
+from seatrial.registry.manifest import write_manifest
+from seatrial_jobs import job, ledger
+
+SCORES = {"loss": 1.25, "exact_match": 0.25, "rouge_l": 0.5}
+Attempt = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def values(data: Path, tiny_base: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
+    name = request.node.name.split("[")[0].replace("_", "-")[:60].strip("-")
+    return {
+        "name": name,
+        "service": name,
+        "data": {"train": str(data / "pairs.jsonl")},
+        "model": {"base": str(tiny_base)},
+        "method": {"type": "lora", "rank": 4},
+        "run": {"steps": 5, "seq_tokens": 64, "storage": "jobs"},
+    }
+
+
+@pytest.fixture
+def attempt(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Attempt:
+    """Run a job's driver in this process; its exit code and all that it wrote."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("SEATRIAL_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr(job, "_on_termination", lambda: None)  # the test runner keeps its own handlers
+
+    def run(values: dict[str, Any], *arguments: str, **changes: Any) -> tuple[int, str]:
+        Path("recipe.yaml").write_text(yaml.safe_dump({**values, **changes}))
+        code = job.main(TrainRecipe, "seatrial_jobs.train", ["recipe.yaml", *arguments])
+        written = capsys.readouterr()
+        return code, written.out + written.err
+
+    return run
+
+
+@pytest.fixture
+def mlflow(mlflow_uri: str, monkeypatch: pytest.MonkeyPatch, attempt: Attempt) -> Any:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    return connect(mlflow_uri)
+
+
+def train_gives(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> None:
+    """Skip the workers: they return ``outcome``, or the driver fails with it."""
+
+    def train(_: job.Job) -> Any:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(job, "_train", train)
+
+
+def outcome(folder: Path, **changes: Any) -> dict[str, Any]:
+    if not folder.exists():
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").write_bytes(b"a" * 100)
+    manifest = write_manifest(folder, kind="adapter", method="lora").model_dump_json()
+    found = {"failed": None, "user_error": None, "scores": SCORES, "reasons": [], "samples": []}
+    return {**found, "manifest": manifest, **changes}
+
+
+def only_run(mlflow: Any, name: str) -> Any:
+    experiment = mlflow.get_experiment_by_name(runs.EXPERIMENT)
+    (found,) = mlflow.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
+    return found
+
+
+def test_a_secret_in_the_address_of_the_storage_is_written_nowhere(attempt: Attempt, values: dict[str, Any]):
+    storage = "s3://KEY:TOP/SECRET@bucket/x?region=us-east-1"
+    code, written = attempt(values, run={**values["run"], "storage": storage})
+    assert code == 2
+    assert "run.storage: s3://bucket/x" in written
+    assert "SECRET" not in written
+    assert "TOP" not in written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("storage", "code"),
+    [
+        ("recipe.yaml/below", 2),
+        ("/proc/seatrial", 2),
+        ("s3://b/x?endpoint_override=127.0.0.1:9&scheme=http&region=r", 75),
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_one_line(
+    attempt: Attempt, values: dict[str, Any], mlflow: Any, storage: str, code: int
+):
+    found, written = attempt(values, run={**values["run"], "storage": storage})
+    assert found == code
+    assert written.startswith("run.storage: ")
+    assert len(written.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_bug_in_the_driver_leaves_no_run_that_seems_to_go_on(
+    attempt: Attempt, values: dict[str, Any], mlflow: Any, monkeypatch: pytest.MonkeyPatch
+):
+    train_gives(monkeypatch, ZeroDivisionError("by nothing"))
+    with pytest.raises(ZeroDivisionError):
+        attempt(values)
+    run = only_run(mlflow, values["name"])
+    assert run.info.status == "FAILED"
+    assert run.data.tags[runs.CAUSE] == "ZeroDivisionError: by nothing"
+
+
+@pytest.mark.slow
+def test_what_a_worker_says_of_the_recipe_is_a_user_error(
+    attempt: Attempt, values: dict[str, Any], mlflow: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    train_gives(monkeypatch, outcome(tmp_path / "version", user_error="method.targets: x: no such layers"))
+    code, written = attempt(values)
+    assert code == 2
+    assert written.splitlines()[-1] == "method.targets: x: no such layers"
+    assert only_run(mlflow, values["name"]).info.status == "FAILED"
+
+
+@pytest.mark.slow
+def test_a_damaged_record_is_one_line_and_force_starts_again(
+    attempt: Attempt, values: dict[str, Any], mlflow: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    train_gives(monkeypatch, outcome(tmp_path / "version", failed="stopped early"))
+    assert attempt(values)[0] == 1
+    (record,) = tmp_path.glob(f"jobs/*/{ledger.RECORD}")
+    record.write_text("{half")
+    code, written = attempt(values)
+    assert code == 2
+    assert "--force" in written
+    assert len(written.strip().splitlines()) == 1
+    train_gives(monkeypatch, outcome(tmp_path / "version"))
+    assert attempt(values, "--force")[0] == 0
+
+
+@pytest.mark.slow
+def test_a_job_that_runs_again_has_one_run_that_tells_of_the_last_time(
+    attempt: Attempt, values: dict[str, Any], mlflow: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    train_gives(monkeypatch, RuntimeError("the first time"))
+    with pytest.raises(RuntimeError):
+        attempt(values)
+    train_gives(monkeypatch, outcome(tmp_path / "version", reasons=["loss 1.25 is above max_loss 0.5"]))
+    assert attempt(values, gate={"max_loss": 0.5, "sample_rows": 10})[0] == 3
+    run = only_run(mlflow, values["name"])
+    assert runs.CAUSE not in run.data.tags
+    assert run.data.tags["seatrial.setting.gate.max_loss"] == "0.5"
+    assert run.data.tags[runs.GATE] == "failed"
+    assert not [key for key in run.data.params if key.startswith(("gate", "resources"))]
+    assert run.data.params["run.steps"] == "5"
+
+    train_gives(monkeypatch, outcome(tmp_path / "version", scores={**SCORES, "exact_match": 0.75}))
+    changed = {**values["run"], "max_failures": 7}
+    assert attempt(values, gate={"sample_rows": 20}, run=changed, resources={"workers": 2})[0] == 0
+    again = only_run(mlflow, values["name"])
+    assert again.info.run_id == run.info.run_id
+    tags = again.data.tags
+    assert (tags[runs.GATE], runs.GATE_REASONS in tags) == ("passed", False)
+    assert "seatrial.setting.gate.max_loss" not in tags
+    assert tags["seatrial.setting.gate.sample_rows"] == "20"
+    assert tags["seatrial.setting.run.max_failures"] == "7"
+    assert tags["seatrial.setting.resources.workers"] == "2"
+    assert again.data.metrics["eval/exact_match"] == 0.75
+    history = [(step, value) for step, value in runs.history(run.info.run_id, "eval/exact_match")]
+    assert history == [(5, 0.25), (5, 0.75)]
+    assert len(runs.history(run.info.run_id, "eval/loss")) == 1, "what is recorded is not sent again"
