@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from seatrial.config.service import HttpSection, KeySection
+from seatrial.config.addresses import Addresses
+from seatrial.config.service import HttpSection, KeySection, ServiceConfig
 from seatrial.errors import UserError
+from seatrial.submission import deploy
 from seatrial_serving.auth import Keys, is_loopback, require_keys_off_loopback
 from seatrial_serving.errors import HttpError
 
@@ -67,3 +71,17 @@ def test_keys_are_mandatory_off_loopback() -> None:
     require_keys_off_loopback(http(ann="k"), EVERYWHERE)
     with pytest.raises(UserError, match="allow_anonymous"):
         require_keys_off_loopback(ANONYMOUS, EVERYWHERE)
+
+
+def test_deploy_refuses_what_the_replica_would(tmp_path: Path) -> None:
+    values = {"name": "svc", "engine": {"base": "x"}, "http": both_ways()}
+    config = ServiceConfig.model_validate(values)
+    public = Addresses.resolve({"SEATRIAL_SERVE_URL": "https://models.example"}, tmp_path)
+    with pytest.raises(UserError, match="allow_anonymous"):
+        deploy.check(config, public, tmp_path / "service.yaml")
+    with pytest.raises(UserError, match="allow_anonymous"):
+        require_keys_off_loopback(config.http, EVERYWHERE)
+
+
+def both_ways() -> dict[str, Any]:
+    return {"keys": [{"name": "ann", "sha256": "0" * 64}], "allow_anonymous": True}

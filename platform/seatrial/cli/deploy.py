@@ -31,6 +31,9 @@ def command(
     found = addresses()
     deploy.check(config, found, service)
     rows = deploy.put(config, found, now=time.time())
+    base = rows[config.name]["config"]["engine"]["base"]
+    if base != config.engine.base:
+        say(f"{config.name}: engine.base: {config.engine.base} is pinned to {base}")
     say(f"{config.name}: written down for the controller")
     if not wait:
         return

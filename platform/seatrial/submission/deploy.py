@@ -31,7 +31,7 @@ def check(config: ServiceConfig, addresses: Addresses, file: Path) -> None:
     from seatrial.registry.client import require_mlflow
 
     host = urlsplit(addresses.serve_url).hostname
-    if config.http.allow_anonymous and not config.http.keys and host not in LOOPBACK_HOSTS:
+    if config.http.allow_anonymous and host not in LOOPBACK_HOSTS:
         raise UserError(
             f"{file}: http.allow_anonymous: true: {addresses.serve_url} is not on loopback: give `http.keys`"
         )
@@ -67,25 +67,36 @@ def put(config: ServiceConfig, addresses: Addresses, *, now: float) -> dict[str,
     """Write the service into the store, and return the rows of all services.
 
     Raises:
-        RetryableError: the store does not answer.
+        UserError: the base's alias names nothing.
+        RetryableError: the store or MLflow does not answer.
     """
     from seatrial.store import Store
 
+    pinned = absolute(config, addresses)
     store = Store(addresses.store_url)
     try:
         store.migrate()
-        store.put_service(config.name, absolute(config).model_dump(mode="json"), now=now)
+        store.put_service(config.name, pinned.model_dump(mode="json"), now=now)
         return store.services()
     finally:
         store.close()
 
 
-def absolute(config: ServiceConfig) -> ServiceConfig:
-    """The same with a base directory that every process finds, whatever folder it works in."""
-    folder = Path(config.engine.base).expanduser()
-    if config.engine.base.startswith("models:") or not folder.is_dir():
-        return config
-    engine = config.engine.model_copy(update={"base": str(folder.absolute())})
+def absolute(config: ServiceConfig, addresses: Addresses) -> ServiceConfig:
+    """The same with a base that is one and the same for every process at any time.
+
+    An alias gives way to the version that it names now: replicas that start after it was moved would have
+    another base than their neighbours, and refuse every adapter. A directory's path becomes absolute.
+    """
+    from seatrial.registry import versions
+
+    base = config.engine.base
+    if base.startswith("models:"):
+        ref = versions.pin(base, uri=addresses.mlflow_uri)
+        base = f"models:/{ref.name}/{ref.version}"
+    elif Path(base).expanduser().is_dir():
+        base = str(Path(base).expanduser().absolute())
+    engine = config.engine.model_copy(update={"base": base})
     return config.model_copy(update={"engine": engine})
 
 
