@@ -32,8 +32,15 @@ MAX_LIST = 64
 MAX_LOGIT_BIAS = 300
 MAX_SCHEMA_DEPTH = 12
 MAX_SCHEMA_NODES = 500
-# Regular expressions in a schema are compiled by the engine, and some take for ever.
-REFUSED_SCHEMA_KEYS = frozenset({"pattern", "patternProperties", "$dynamicRef"})
+# What the engine compiles into automata that may take for ever: regular expressions, and sets of properties
+# of which so many must or may be there (xgrammar: 8 s for 200 properties).
+REFUSED_SCHEMA_KEYS = frozenset(
+    {"pattern", "patternProperties", "$dynamicRef", "minProperties", "maxProperties"}
+)
+# Keywords whose object maps names to schemas; the names themselves say nothing.
+SCHEMA_MAPS = frozenset({"properties", "$defs", "definitions", "dependentSchemas"})
+# A reference to anything else could make a map of names into a schema.
+LOCAL_REF = re.compile(r"#(/(\$defs|definitions)/[^/]+)?")
 MAX_UNIT_CHARS = 256
 # Control characters and halves of surrogate pairs: no database keeps all of them as text.
 NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -105,6 +112,8 @@ def _max_tokens(body: Body, http: HttpSection, *, chat: bool, model_tokens: int)
 
 
 def _logprobs(body: Body, *, chat: bool) -> None:
+    if body.get("echo") and body.get("logprobs") is not None:
+        raise bad("logprobs", body["logprobs"], "not with `echo`: it would ask for those of the prompt")
     if chat:
         if body.get("logprobs") not in (None, True, False):
             raise bad("logprobs", body["logprobs"], "give true or false")
@@ -169,18 +178,24 @@ def _response_format(value: object) -> None:
 
 def _schema(root: object, param: str) -> None:
     """Bound a JSON schema: the engine compiles it into an automaton."""
-    pending, nodes = [(root, 0)], 0
+    pending, nodes = [(root, 0, False)], 0
     while pending:
-        value, depth = pending.pop()
+        value, depth, is_map = pending.pop()
         nodes += 1
         if depth > MAX_SCHEMA_DEPTH or nodes > MAX_SCHEMA_NODES:
             raise bad(param, "schema", f"at most {MAX_SCHEMA_DEPTH} levels and {MAX_SCHEMA_NODES} nodes")
         if isinstance(value, dict):
-            refused = REFUSED_SCHEMA_KEYS & value.keys()
-            if refused:
-                raise bad(param, min(refused), "schemas with regular expressions are refused")
-            if not str(value.get("$ref", "#")).startswith("#"):
-                raise bad(param, value["$ref"], "a schema may refer to itself only")
-            pending += [(item, depth + 1) for item in value.values()]
+            if not is_map:
+                _keywords(value, param)
+            pending += [(item, depth + 1, not is_map and key in SCHEMA_MAPS) for key, item in value.items()]
         elif isinstance(value, list):
-            pending += [(item, depth + 1) for item in value]
+            pending += [(item, depth + 1, False) for item in value]
+
+
+def _keywords(schema: Body, param: str) -> None:
+    refused = REFUSED_SCHEMA_KEYS & schema.keys()
+    if refused:
+        raise bad(param, min(refused), "schemas with this keyword are refused")
+    ref = schema.get("$ref", "#")
+    if not isinstance(ref, str) or not LOCAL_REF.fullmatch(ref):
+        raise bad(param, ref, "a schema may refer to itself and to its own $defs only")

@@ -97,6 +97,47 @@ def test_prompts_count_as_answers() -> None:
         assert refused.value.param == "prompt"
 
 
+def schema_format(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "minProperties": 2},
+        {"properties": {"a": {"maxProperties": 2}}},
+        {"properties": {"properties": {"pattern": "(a+)+"}}},
+        {"items": [{"pattern": "(a+)+"}]},
+        {"properties": {"pattern": "(a+)+"}, "items": {"$ref": "#/properties"}},
+        {"$defs": {"a": {"properties": {"pattern": "(a+)+"}}}, "$ref": "#/$defs/a/properties"},
+        {"$ref": {"a": 1}},
+    ],
+)
+def test_what_takes_the_grammars_compiler_for_ever_is_refused(schema: dict[str, Any]) -> None:
+    for fields in (
+        {"response_format": schema_format(schema)},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}]},
+    ):
+        with pytest.raises(HttpError) as refused:
+            chat(**fields)
+        assert refused.value.param == next(iter(fields))
+
+
+def test_properties_may_have_any_name() -> None:
+    names = ("pattern", "$ref", "minProperties", "properties", "$defs")
+    schema = {"properties": {name: {"type": "string"} for name in names}}
+    chat(response_format=schema_format(schema))
+    chat(response_format=schema_format({"$defs": schema["properties"], "$ref": "#/$defs/pattern"}))
+
+
+def test_the_prompts_logprobs_cannot_be_had_by_an_echo() -> None:
+    completion(echo=True)
+    completion(logprobs=2)
+    with pytest.raises(HttpError) as refused:
+        completion(echo=True, logprobs=0)
+    assert refused.value.param == "logprobs"
+
+
 def test_a_schema_of_ordinary_depth_passes_and_a_deep_one_does_not() -> None:
     schema: dict[str, Any] = {"type": "object", "properties": {"a": {"$ref": "#/$defs/b"}}}
     chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
