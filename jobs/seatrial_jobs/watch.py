@@ -58,7 +58,7 @@ class Watch:
         self.tokens_digest, self.apart, self._clock = tokens_digest, apart, clock
         self._steps: list[Step] = []
         self._tokens = 0.0
-        self._since = clock()
+        self._since = self._handed_over = clock()
         self._worst = 0.0
 
     def restore(self) -> int:
@@ -100,14 +100,14 @@ class Watch:
         last = step.number == self.schedule.steps
         evaluate = not last and bool(run.evaluate_every) and step.number % (run.evaluate_every or 1) == 0
         save = last or (bool(run.checkpoint_every) and step.number % (run.checkpoint_every or 1) == 0)
-        if not (evaluate or save or self._clock() - self._since > HAND_OVER_S):
+        if not (evaluate or save or self._clock() - self._handed_over > HAND_OVER_S):
             return
         self._hand_over(check=evaluate or save)
         if evaluate:
             self.evaluate(step.number)
         if save:
             self._save(step.number)
-        self._since = self._clock()
+        self._since = self._handed_over = self._clock()
 
     def evaluate(self, step: int) -> float | None:
         """The held-out loss, recorded as of ``step``; ``None`` without held-out rows."""
