@@ -99,6 +99,7 @@ class Loader:
         self._report = report
         self._birth_wait_s = birth_wait_s
         self._states: dict[str, str] = {}
+        self._digests: dict[str, str | None] = {}
         self._wanted: Wanted | None = None
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -180,20 +181,27 @@ class Loader:
 
     def _apply(self, wanted: Wanted) -> bool:
         """Put the table in force if all that it names is ready."""
-        is_ready = wanted.table.needed <= self._live.ready.keys()
+        missing = {item.version for item in wanted.preload if not self._has(item)}
+        is_ready = wanted.table.needed <= self._live.ready.keys() - missing
         if is_ready and self._live.table is not wanted.table:
             self._live.table = wanted.table
         self._tell()
-        return is_ready and all(item.version in self._live.ready for item in wanted.preload)
+        return is_ready and not missing
+
+    def _has(self, item: Preload) -> bool:
+        """Whether exactly this is ready: a version that was deleted may have come back with other files."""
+        if item.version not in self._live.ready:
+            return False
+        return item.digest is None or item.digest == self._digests.get(item.version)
 
     async def _load_all(self, wanted: Wanted) -> bool:
         """Load what is missing; whether something may work later that did not now."""
         retry = False
         for item in wanted.preload:
-            if item.version in self._live.ready or self._wanted is not wanted:
+            if self._has(item) or self._wanted is not wanted:
                 continue
             try:
-                await self._load(item)
+                is_loaded = await self._load(item, wanted)
             except (RetryableError, TimeoutError) as error:
                 retry = True
                 self._states[item.version] = f"error: {error}, trying again"
@@ -202,34 +210,39 @@ class Loader:
                 log.error("version %s is not loaded: %s", item.version, error, exc_info=not expected)
                 self._states[item.version] = f"error: {error}"
             else:
-                self._live.ready[item.version] = item.app
-                self._states[item.version] = READY
+                if is_loaded:
+                    self._live.ready[item.version] = item.app
+                    self._states[item.version] = READY
             self._tell()
         return retry
 
-    async def _load(self, item: Preload) -> None:
+    async def _load(self, item: Preload, wanted: Wanted) -> bool:
+        """Load a version; False when something else was wanted before that was possible."""
         self._states[item.version] = LOADING
         self._tell()
+        digest = item.digest
         if item.kind == "adapter":
-            folder = await asyncio.to_thread(self._fetch, item)
-            await self._engine.load(item.version, folder)
+            folder, digest = await asyncio.to_thread(self._fetch, item)
         elif item.app is None:
             raise UserError(f"{self._service}@{item.version}: kind {item.kind}: no `app` that serves it")
+        if item.version in self._live.ready and not await self._retire(item.version, wanted):
+            return False
+        if item.kind == "adapter":
+            await self._engine.load(item.version, folder)
         try:
             await self._engine.warm(item.version, item.app)
         except BaseException:
             if item.kind == "adapter":
                 await self._engine.unload(item.version)
             raise
+        self._digests[item.version] = digest
+        return True
 
-    def _fetch(self, item: Preload) -> Path:
-        """A verified folder that fits this engine. A copy that is already here needs no MLflow."""
-        known = self._cache / f"sha256-{item.digest}"
-        if item.digest and known.is_dir():
-            folder, manifest = known, versions.verify(known)
-        else:
-            folder = versions.download(self._service, item.version, self._cache)
-            manifest = versions.read_manifest(folder)
+    def _fetch(self, item: Preload) -> tuple[Path, str]:
+        """A verified folder that fits this engine, and its digest. A copy that is here needs no MLflow."""
+        known = versions.cached(self._cache, item.digest) if item.digest else None
+        folder = known or versions.download(self._service, item.version, self._cache)
+        manifest = versions.read_manifest(folder)
         what = f"{self._service}@{item.version}"
         if item.digest and manifest.digest != item.digest:
             raise UserError(f"{what}: digest {manifest.digest[:12]}: expected {item.digest[:12]}")
@@ -244,28 +257,36 @@ class Loader:
         rank = json.loads((folder / "adapter_config.json").read_bytes()).get("r", 0)
         if rank > self._engine.max_lora_rank:
             raise UserError(f"{what}: rank {rank}: set engine.max_lora_rank to at least {rank}")
-        return folder
+        return folder, manifest.digest
 
     async def _unload_others(self, wanted: Wanted) -> None:
         """Take out what is no longer wanted, each version when its last request is over."""
         kept = {item.version for item in wanted.preload} | self._live.table.needed
         for version in [v for v in self._live.ready if v not in kept]:
-            app = self._live.ready.pop(version)
-            while self._live.in_flight[version] and self._wanted is wanted:
-                await asyncio.sleep(DRAIN_POLL_S)
-            if self._live.in_flight[version]:
-                self._live.ready[version] = app  # wanted something else meanwhile: look again
+            # A newer wish may want what this one does not.
+            if self._wanted is not wanted or not await self._retire(version, wanted):
                 self._changed.set()
                 return
-            if app is None:
-                await self._engine.unload(version)
-            del self._live.in_flight[version]
         self._states = {v: state for v, state in self._states.items() if v in kept or v == CONFIG}
         self._tell()
 
+    async def _retire(self, version: str, wanted: Wanted) -> bool:
+        """Take a version out when its last request is over; False when something else was wanted first."""
+        app = self._live.ready.pop(version)
+        while self._live.in_flight[version] and self._wanted is wanted:
+            await asyncio.sleep(DRAIN_POLL_S)
+        if self._live.in_flight[version]:
+            self._live.ready[version] = app
+            return False
+        if app is None:
+            await self._engine.unload(version)
+        del self._live.in_flight[version]
+        self._digests.pop(version, None)
+        return True
+
     def _mark_loading(self, wanted: Wanted) -> None:
         for item in wanted.preload:
-            if item.version not in self._live.ready:
+            if not self._has(item):
                 self._states[item.version] = LOADING
         self._tell()
 

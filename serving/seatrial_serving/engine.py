@@ -18,12 +18,17 @@ from ray import serve
 from ray.llm._internal.serve.core.configs.llm_config import LLMConfig
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
-from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+from ray.serve._private.constants import (
+    RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S,
+    SERVE_CONTROLLER_NAME,
+    SERVE_NAMESPACE,
+)
 
 from seatrial.config.addresses import Addresses
-from seatrial.config.service import EngineSection, HttpSection
+from seatrial.config.service import HttpSection
 from seatrial.errors import UserError
 from seatrial.registry import versions
+from seatrial.registry.bases import CHAT_TEMPLATE, has_chat_template
 from seatrial_serving.adapters import Loader
 from seatrial_serving.auth import require_keys_off_loopback
 from seatrial_serving.base import check_folder, resolve
@@ -34,11 +39,14 @@ from seatrial_serving.loopback import bind_inner_port
 from seatrial_serving.recorder import Recorder, store_of
 from seatrial_serving.request import encode
 from seatrial_serving.spec import (
+    MOST_REQUEST_S,
     QUEUE_FACTOR,
     Spec,
     cache_folder,
+    choose_device,
     engine_kwargs,
     environment,
+    placement,
     spool_folder,
 )
 from seatrial_serving.table import Table
@@ -46,6 +54,8 @@ from seatrial_serving.traffic import COMPLETIONS, Traffic
 
 NOBODY = HttpSection.model_construct(keys=(), allow_anonymous=False)
 WARM_TIMEOUT_S = 120.0
+# From its last request on a replica waits for proxies to notice, then for the answers under way.
+SHUTDOWN_S = RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S + MOST_REQUEST_S + 60
 UNLIMITED = 1_000_000  # Traffic has its own limit, with an answer in OpenAI's shape
 
 
@@ -86,7 +96,9 @@ def _full_folder(spec: Spec) -> Path:
     if spec.version is None:
         raise UserError("args.version: missing: give the version that this application serves")
     name = f"{spec.service.name}@{spec.version}"
-    folder = versions.download(spec.service.name, spec.version, cache_folder(Addresses.resolve().home))
+    cache = cache_folder(Addresses.resolve().home)
+    known = versions.cached(cache, spec.digest) if spec.digest else None
+    folder = known or versions.download(spec.service.name, spec.version, cache)
     manifest = versions.read_manifest(folder)
     if manifest.kind == "adapter":
         raise UserError(f"{name}: kind adapter: it is loaded into the service's own engine")
@@ -96,30 +108,25 @@ def _full_folder(spec: Spec) -> Path:
     return folder
 
 
-def _device(engine: EngineSection) -> str:
-    if engine.device != "auto":
-        return engine.device
-    return "gpu" if ray.cluster_resources().get("GPU", 0) >= engine.tensor_parallel else "cpu"
-
-
 def _llm_config(spec: Spec, model_id: str, path: Path, *, device: str, lora: bool) -> LLMConfig:
     engine = spec.service.engine
     kwargs = engine_kwargs(engine, device=device, lora=lora)
     if device == "cpu" and lora:
         kwargs["worker_cls"] = "seatrial_serving.cpu_lora.Worker"
-    worker = {"GPU": 1} if device == "gpu" else {"CPU": engine.cpus}
+    if not has_chat_template(path):
+        kwargs["chat_template"] = CHAT_TEMPLATE  # the one that training spoke to it with
     return LLMConfig(
         model_loading_config={"model_id": model_id, "model_source": str(path)},
         engine_kwargs=kwargs,
         accelerator_config={"kind": device},
-        placement_group_config={"bundle_per_worker": worker},
+        placement_group_config=placement(engine, device=device),
         runtime_env={"env_vars": environment(engine, device=device)},
         deployment_config={"ray_actor_options": {"num_cpus": engine.cpus if device == "gpu" else 0}},
     )
 
 
 def _bind(server: type[LLMServer], spec: Spec, path: Path, *, lora: bool) -> serve.Application:
-    device = _device(spec.service.engine)
+    device = choose_device(spec.service.engine, ray.cluster_resources().get("GPU", 0))
     config = _llm_config(spec, spec.service.name, path, device=device, lora=lora)
     options = {
         **server.get_deployment_options(config),
@@ -128,7 +135,7 @@ def _bind(server: type[LLMServer], spec: Spec, path: Path, *, lora: bool) -> ser
         "max_ongoing_requests": UNLIMITED,
         "health_check_period_s": 5,
         "health_check_timeout_s": 30,
-        "graceful_shutdown_timeout_s": 60,
+        "graceful_shutdown_timeout_s": SHUTDOWN_S,
         "logging_config": {"enable_access_log": False},
     }
     return serve.deployment(server, **options).bind(spec.model_dump(mode="json"), device)

@@ -10,9 +10,12 @@ from pydantic import Field, field_validator
 
 from seatrial.config.section import Section, Slug
 from seatrial.config.service import EngineSection, HttpSection
+from seatrial.errors import UserError
 
 # Requests that may wait behind those that are computed, as a multiple of them.
 QUEUE_FACTOR = 16
+# The largest `http.request_timeout_s`: a replica that is replaced waits that long for its last request.
+MOST_REQUEST_S = 3600.0
 
 
 class ServiceSpec(Section):
@@ -54,6 +57,30 @@ class Spec(Section):
     def base(self) -> str:
         """The base model's reference."""
         return self.base_path_ref or self.service.engine.base
+
+
+def choose_device(engine: EngineSection, gpus: float) -> str:
+    """`cpu` or `gpu`, in a cluster with that many GPUs.
+
+    Raises:
+        UserError: a model that must be spread over GPUs would come to lie on a CPU.
+    """
+    if engine.device != "auto":
+        return engine.device
+    if gpus >= engine.tensor_parallel:
+        return "gpu"
+    if engine.tensor_parallel > 1:
+        raise UserError(
+            f"engine.tensor_parallel: {engine.tensor_parallel}: the cluster has {gpus:g} GPUs: "
+            "give as many as it has, or `engine.device: gpu` to wait for more"
+        )
+    return "cpu"
+
+
+def placement(engine: EngineSection, *, device: str) -> dict[str, Any]:
+    """The resources of one replica, all of them on one node: the model's files are in that node's cache."""
+    worker: dict[str, float] = {"GPU": 1} if device == "gpu" else {"CPU": engine.cpus}
+    return {"bundle_per_worker": worker, "strategy": "STRICT_PACK"}
 
 
 def engine_kwargs(engine: EngineSection, *, device: str, lora: bool) -> dict[str, Any]:

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from seatrial.config.service import HttpSection
 from seatrial.errors import UserError
 from seatrial.registry import versions
 from seatrial_serving.base import resolve
-from seatrial_serving.spec import Spec, engine_kwargs
+from seatrial_serving.spec import MOST_REQUEST_S, Spec, choose_device, engine_kwargs
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def test_remote_code_is_refused(model: Path, tmp_path: Path, name: str) -> None:
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no config\.json"):
+    with pytest.raises(UserError, match=r"has no config\.json"):
         resolve(str(tmp_path), None, tmp_path)
 
 
@@ -57,3 +59,21 @@ def test_the_engine_never_runs_code_nor_unpickles() -> None:
         kwargs = engine_kwargs(spec.service.engine, device=device, lora=True)
         assert kwargs["trust_remote_code"] is False
         assert kwargs["load_format"] == "safetensors"
+
+
+def test_a_model_for_several_gpus_never_lands_on_a_cpu() -> None:
+    engine = Spec.model_validate(
+        {"service": {"name": "svc", "engine": {"base": "x", "tensor_parallel": 2}}}
+    ).service.engine
+    assert choose_device(engine, 2) == "gpu"
+    with pytest.raises(UserError, match=r"engine\.tensor_parallel: 2: the cluster has 1 GPUs"):
+        choose_device(engine, 1)
+    single = engine.model_copy(update={"tensor_parallel": 1})
+    assert [choose_device(single, gpus) for gpus in (0, 1)] == ["cpu", "gpu"]
+    assert choose_device(engine.model_copy(update={"device": "gpu"}), 0) == "gpu"
+
+
+def test_a_replica_that_is_replaced_outlives_the_longest_request() -> None:
+    HttpSection(allow_anonymous=True, request_timeout_s=MOST_REQUEST_S)
+    with pytest.raises(ValidationError):
+        HttpSection(allow_anonymous=True, request_timeout_s=MOST_REQUEST_S + 1)

@@ -116,6 +116,16 @@ def test_text_of_any_kind_is_data_and_never_sql(store):
         assert connection.execute(exposures.select()).mappings().one()["unit"] == unit
 
 
+def test_a_row_that_the_database_cannot_keep_is_a_value_error_and_writes_nothing(store):
+    wrong = [exposure("r2", "u", arm="x" * 40), exposure("r3", "a\0b")]
+    if store.engine.dialect.name == "sqlite":  # which keeps any text
+        wrong = [{**exposure("r2", "u"), "completion_tokens": 2**70}]
+    for row in wrong:
+        with pytest.raises(ValueError, match="cannot keep"):
+            store.add_exposures([exposure("r1", "u"), row])
+    assert count(store, exposures) == 0
+
+
 def test_services_keep_their_state_when_their_configuration_changes(store):
     assert store.put_service("svc", {"a": 1}, now=1.0)
     store.put_state("svc", {"phase": "serving"})
