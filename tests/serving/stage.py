@@ -23,6 +23,8 @@ from typing import Any
 import httpx
 import psutil
 
+from seatrial.stack.haproxy import write_wrapper
+
 KEY = "sk-test-only"
 KEY_SHA256 = hashlib.sha256(KEY.encode()).hexdigest()
 MARK = "SEATRIAL_TEST_STAGE"
@@ -150,15 +152,33 @@ def _end(child: subprocess.Popen[bytes], mark: str) -> None:
 
 
 @contextmanager
-def mlflow_server(folder: Path) -> Iterator[str]:
-    """A real tracking server and registry; its address."""
+def s3_server(folder: Path) -> Iterator[dict[str, str]]:
+    """rclone serves ``folder`` on loopback, a bucket a subfolder; the variables with which boto3 finds it."""
+    port, key, secret = free_port(), uuid.uuid4().hex, uuid.uuid4().hex
+    command = [str(Path(sys.executable).with_name("rclone")), "serve", "s3", str(folder)]
+    command += ["--addr", f"127.0.0.1:{port}", "--auth-key", f"{key},{secret}"]
+    with process(command, folder.with_suffix(".log"), dict(os.environ)):
+        wait_until(lambda: listens(port), 30, "the S3 server")
+        yield {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": key,
+            "AWS_SECRET_ACCESS_KEY": secret,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+@contextmanager
+def mlflow_server(
+    folder: Path, artifacts: str | None = None, env: dict[str, str] | None = None
+) -> Iterator[str]:
+    """A real tracking server and registry, with its artifacts in a folder or at a URL; its address."""
     folder.mkdir(parents=True, exist_ok=True)
     url = f"http://127.0.0.1:{(port := free_port())}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--workers", "1"]
-    command += ["--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")]
-    env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with process(command, folder / "mlflow.log", env):
+    command += ["--serve-artifacts", "--artifacts-destination", artifacts or str(folder / "artifacts")]
+    settings = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with process(command, folder / "mlflow.log", {**os.environ, **settings, **(env or {})}):
         wait_until(lambda: answers(f"{url}/health"), 90, "MLflow")
         yield url
 
@@ -272,6 +292,7 @@ def serve_environment(folder: Path, *, haproxy: bool = True) -> dict[str, str]:
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_wrapper(folder)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
