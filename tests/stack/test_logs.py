@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from seatrial.monitoring.logs import JsonFormatter, cause, configure, tail
+from seatrial.monitoring.logs import JsonFormatter, cause, complaint, configure, tail
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,13 @@ from seatrial.monitoring.logs import JsonFormatter, cause, configure, tail
 )
 def test_the_line_that_says_why(lines: list[str], expected: str | None) -> None:
     assert cause(lines) == expected
+
+
+def test_a_last_line_is_no_complaint() -> None:
+    lines = ["INFO: 127.0.0.1 GET /health 200 OK"]
+    assert complaint(lines) is None
+    assert cause(lines) == lines[0]
+    assert complaint(["OSError: no space left", *lines]) == "OSError: no space left"
 
 
 def test_a_tail_is_the_last_lines_without_colours(tmp_path: Path) -> None:

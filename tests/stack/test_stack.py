@@ -222,6 +222,7 @@ def test_a_part_that_was_killed_is_named_with_its_cause_and_the_stack_ends_clean
     told = [line for line in done.stdout.splitlines() if line.startswith("mlflow: ")]
     assert len(told) == 1
     assert f"process {members['mlflow']['pid']} is gone" in told[0]
+    assert "was it killed?" in told[0]
     assert "mlflow.log" in told[0]
     again = run(stack.folder, "up", *flags(stack.ports))
     assert again.returncode == 2

@@ -70,15 +70,24 @@ def tail(path: Path, lines: int = 40) -> list[str]:
 
 
 def cause(lines: Sequence[str]) -> str | None:
-    """The line that most likely says why a process ended: its last exception, else its last error, else the
-    last line that says anything. None when nothing was said."""
-    said = [COLOUR.sub("", line).strip() for line in lines]
-    said = [line for line in said if line and not line.startswith("::seatrial:: ")]
+    """The line that most likely says why a process ended: its last complaint, else the last line that says
+    anything. None when nothing was said."""
+    return complaint(lines) or _last(_said(lines))
+
+
+def complaint(lines: Sequence[str]) -> str | None:
+    """The last exception, else the last error; None where there is neither."""
+    said = _said(lines)
     for matches in (EXCEPTION.search, ERROR_LEVEL.search):
         found = _last(line for line in said if matches(line))
         if found is not None:
             return found
-    return _last(said)
+    return None
+
+
+def _said(lines: Sequence[str]) -> list[str]:
+    said = [COLOUR.sub("", line).strip() for line in lines]
+    return [line for line in said if line and not line.startswith("::seatrial:: ")]
 
 
 def _last(lines: Iterable[str]) -> str | None:

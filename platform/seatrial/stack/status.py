@@ -9,7 +9,7 @@ from typing import Literal
 
 from seatrial.config.addresses import Addresses
 from seatrial.monitoring.bearer import bearer, token_source
-from seatrial.monitoring.logs import cause, tail
+from seatrial.monitoring.logs import complaint, tail
 from seatrial.monitoring.probe import Probe
 from seatrial.stack import processes, state
 
@@ -71,13 +71,10 @@ def _part(name: str, probe: Probe, url: str, member: state.Member | None, refuse
 
 
 def _why(member: state.Member) -> str:
-    lines = tail(Path(member.log))
-    said = cause(lines)
-    return (
-        f"process {member.pid} is gone; last in its log: {said}" if said else f"process {member.pid} is gone"
-    )
+    said = _errors(tail(Path(member.log)))
+    return f"process {member.pid} is gone{said or ', and its log has no error: was it killed?'}"
 
 
 def _errors(lines: Sequence[str]) -> str:
-    said = cause(lines)
-    return f"; last in its log: {said}" if said else ""
+    said = complaint(lines)
+    return f"; last error in its log: {said}" if said else ""
