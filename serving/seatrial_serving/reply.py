@@ -134,7 +134,7 @@ class Reply:
             "status": status,
             "at": self._at,
             "ttft_s": ttft_s,
-            "error": error.replace("\0", "") if error else None,
+            "error": None if error is None else error.replace("\0", ""),
         }
 
     def _outcome(self) -> tuple[int, str | None, float | None]:

@@ -391,6 +391,25 @@ async def test_an_engine_that_breaks_is_a_failure_without_its_details() -> None:
     assert "secret" in shelf.rows[0]["error"]
 
 
+async def test_an_answer_with_an_error_status_is_never_an_exposure() -> None:
+    async def refuses(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 422, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    app, shelf, _ = service(refuses)
+    await ask(app)
+    assert (shelf.rows[0]["status"], shelf.rows[0]["error"]) == (422, "")
+
+
+async def test_what_a_database_cannot_keep_is_taken_out_of_an_error() -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError("a\0b")
+
+    app, shelf, _ = service(broken)
+    await ask(app)
+    assert shelf.rows[0]["error"] == "RuntimeError: ab"
+
+
 async def test_an_error_in_the_middle_of_a_stream_is_a_failure() -> None:
     app, shelf, _ = service(streaming(b"data: a\n\n", b'data: {"error": {"message": "boom"}}\n\n'))
     await ask(app, stream=True)
