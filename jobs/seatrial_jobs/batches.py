@@ -126,5 +126,5 @@ def _padded(packed: Packed, chosen: list[tuple[int, slice]], longest: int, devic
         length = place.stop - place.start
         input_ids[at, :length] = packed.input_ids[row, place]
         targets[at, : length - 1] = packed.labels[row, place][1:]
-    tensors = (torch.from_numpy(array).to(device, non_blocking=True) for array in (input_ids, targets))
-    return Batch(*tensors, position_ids=None)
+    tensors = [torch.from_numpy(array).to(device, non_blocking=True) for array in (input_ids, targets)]
+    return Batch(tensors[0], tensors[1], None)

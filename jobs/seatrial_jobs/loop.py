@@ -123,7 +123,7 @@ def autocast_for(run: RunSection, device: torch.device) -> Callable[[], Abstract
 
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device is a GPU that computes in bfloat16 rather than emulates it."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cuda" and bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def _exchange(model: nn.Module, *, when: bool) -> AbstractContextManager[object]:

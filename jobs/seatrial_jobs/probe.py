@@ -17,8 +17,8 @@ from seatrial_jobs.data.pack import Packed
 
 DOCUMENT_TOKENS = 24
 TOLERANCE = {torch.float32: 1e-4}
-ROUGH_TOLERANCE = 0.03
-"""Of 16-bit weights: their rounding alone comes to about a hundredth in a deep model."""
+ROUGH_TOLERANCE = 0.05
+"""Of 16-bit weights: rounding alone comes to 0.006 to 0.026 in 28 layers, mixed documents to 0.5."""
 
 
 def keeps_apart(model: nn.Module, packed: Packed, device: torch.device) -> bool:

@@ -41,7 +41,7 @@ class Packed:
         """SHA-256 of everything that is trained on: tokens, labels and their places."""
         total = hashlib.sha256(repr(self.input_ids.shape).encode())
         for array in (self.input_ids, self.labels, self.position_ids):
-            total.update(np.ascontiguousarray(array))
+            total.update(np.ascontiguousarray(array).data)
         return total.hexdigest()
 
 
