@@ -1,0 +1,98 @@
+"""The middleware around an ASGI app that stands for the engine, and a client of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from seatrial.config.service import HttpSection, KeySection
+from seatrial_serving.errors import App, Receive, Scope, Send
+from seatrial_serving.live import Live, Rules
+from seatrial_serving.request import Head
+from seatrial_serving.table import Table
+from seatrial_serving.traffic import Traffic, UnreachableError
+from tests.serving.stage import KEY, KEY_SHA256
+from tests.serving.test_table import TRAFFIC
+
+HTTP = HttpSection(
+    keys=(KeySection(name="test", sha256=KEY_SHA256),),
+    max_body_bytes=2048,
+    max_tokens=32,
+    request_timeout_s=0.5,
+)
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+class Shelf:
+    """Keeps what a recorder is given."""
+
+    def __init__(self) -> None:
+        self.open: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
+        self.kept: list[dict[str, Any]] = []
+
+    def opened(self, row: dict[str, Any]) -> None:
+        self.open.append(row)
+
+    def exposed(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    async def outcomes(self, rows: list[dict[str, Any]]) -> None:
+        self.kept += rows
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with the body and headers that it was given, plus a usage block."""
+    body = json.loads((await receive())["body"])
+    headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+    answer = {"model": body["model"], "body": body, "headers": headers, "usage": {"completion_tokens": 5}}
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
+    )
+    await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
+
+
+def streaming(*chunks: bytes, after: Callable[[], Any] | None = None) -> App:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for chunk in chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        if after is not None:
+            await after()
+        await send({"type": "http.response.body", "body": b""})
+
+    return app
+
+
+async def nowhere(app: str, path: str, body: bytes, head: Head, receive: Receive, send: Send) -> None:
+    raise UnreachableError(f"{app} is down")
+
+
+def service(
+    engine: App = echo, *, ready: dict[str, str | None] | None = None, **rules: Any
+) -> tuple[Any, Shelf, Live]:
+    shelf = Shelf()
+    limits = {"model_tokens": 512, "max_in_flight": 4, **rules}
+    table = Table.from_json("svc", "r1", TRAFFIC)
+    live = Live(table, Rules.of(HTTP, **limits), ready or {"6": None, "7": None})
+    return Traffic(engine, live, shelf, nowhere), shelf, live  # type: ignore[arg-type]
+
+
+def client(app: App, key: str | None = KEY) -> httpx.AsyncClient:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://svc", headers=headers)  # type: ignore[arg-type]
+
+
+async def ask(app: App, **fields: Any) -> httpx.Response:
+    async with client(app) as http:
+        return await http.post("/v1/chat/completions", json={"model": "svc", "messages": MESSAGES, **fields})
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    error = answer.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    return dict(error)
