@@ -26,14 +26,14 @@ from ray.serve._private.constants import (
 
 from seatrial.config.addresses import Addresses
 from seatrial.config.service import HttpSection
-from seatrial.errors import UserError
+from seatrial.errors import RetryableError, UserError
 from seatrial.registry import versions
 from seatrial.registry.bases import CHAT_TEMPLATE, has_chat_template
 from seatrial_serving.adapters import Loader
 from seatrial_serving.auth import require_keys_off_loopback
 from seatrial_serving.base import check_folder, resolve
 from seatrial_serving.errors import App
-from seatrial_serving.forward import DEPLOYMENT, Forwarder, Part, drive
+from seatrial_serving.forward import ACCEPTED, DEPLOYMENT, Forwarder, Part, drive
 from seatrial_serving.live import Live, Rules
 from seatrial_serving.loopback import bind_inner_port
 from seatrial_serving.recorder import Recorder, store_of
@@ -50,7 +50,7 @@ from seatrial_serving.spec import (
     spool_folder,
 )
 from seatrial_serving.table import Table
-from seatrial_serving.traffic import COMPLETIONS, Traffic
+from seatrial_serving.traffic import COMPLETIONS, Traffic, UnreachableError
 
 NOBODY = HttpSection.model_construct(keys=(), allow_anonymous=False)
 WARM_TIMEOUT_S = 120.0
@@ -227,7 +227,11 @@ class Server(_Engine):
                 await self._warm(self._model(version))
                 return
             body = encode({"model": self._model(version), "prompt": [1], "max_tokens": 1})
-            async for part in self._forwarder.stream(app, COMPLETIONS, body, "warm-up"):
+            try:
+                parts = await self._forwarder.stream(app, COMPLETIONS, body, "warm-up")
+            except UnreachableError as error:  # its replicas may be starting still
+                raise RetryableError(str(error)) from error
+            async for part in parts:
                 if isinstance(part, tuple) and part[0] != 200:
                     raise UserError(f"{app}: the warm-up request was answered with {part[0]}")
 
@@ -275,6 +279,7 @@ class FullServer(_Engine):
         await self._warm(model)
 
     async def forward(self, path: str, body: bytes, request_id: str) -> AsyncIterator[Part]:
-        """Answer one request: status and headers, then the body piece by piece."""
+        """Answer one request: that it was taken, status and headers, then the body piece by piece."""
+        yield ACCEPTED
         async for part in drive(self._openai, path, body, request_id):
             yield part

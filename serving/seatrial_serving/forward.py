@@ -14,6 +14,10 @@ DEPLOYMENT = "Engine"
 PASSED_HEADERS = frozenset({b"content-type", b"content-length"})
 Part = tuple[int, list[tuple[bytes, bytes]]] | bytes
 """First the status and headers, then pieces of the body."""
+ACCEPTED = b""
+"""What a replica says before anything else."""
+# While an application has no replica left, a handle waits instead of failing.
+ACCEPT_TIMEOUT_S = 5.0
 
 
 async def drive(app: App, path: str, body: bytes, request_id: str) -> AsyncIterator[Part]:
@@ -85,14 +89,30 @@ class Forwarder:
     def __init__(self) -> None:
         self._handles: dict[str, Any] = {}
 
-    def stream(self, app: str, path: str, body: bytes, request_id: str) -> Any:
-        """Start the request; an asynchronous iterator of :data:`Part`."""
+    async def stream(self, app: str, path: str, body: bytes, request_id: str) -> Any:
+        """Hand the request to a replica of ``app``; an asynchronous iterator of :data:`Part`.
+
+        Raises:
+            UnreachableError: no replica took it.
+        """
+        parts = self._handle(app).remote(path, body, request_id)
+        try:
+            async with asyncio.timeout(ACCEPT_TIMEOUT_S):
+                await anext(parts)
+        except BaseException as error:
+            parts.cancel()
+            if not isinstance(error, Exception):
+                raise
+            raise UnreachableError(f"{app}: {type(error).__name__}: {str(error)[:200]}") from error
+        return parts
+
+    def _handle(self, app: str) -> Any:
         if app not in self._handles:
             from ray import serve
 
             handle = serve.get_deployment_handle(DEPLOYMENT, app, _check_exists=False)
             self._handles[app] = handle.options(stream=True, method_name="forward")
-        return self._handles[app].remote(path, body, request_id)
+        return self._handles[app]
 
     async def __call__(
         self, app: str, path: str, body: bytes, head: Head, receive: Receive, send: Send
@@ -102,7 +122,7 @@ class Forwarder:
         Raises:
             UnreachableError: the application failed before it had said anything.
         """
-        parts = self.stream(app, path, body, head.request_id)
+        parts = await self.stream(app, path, body, head.request_id)
         try:
             try:
                 status, headers = await anext(parts)

@@ -10,9 +10,10 @@ from mlflow import MlflowClient
 from seatrial.config.addresses import Addresses
 from seatrial.config.service import ServiceConfig
 from seatrial.errors import RetryableError, UserError
+from seatrial.registry.bases import CHAT_TEMPLATE
 from seatrial.submission import deploy
 from seatrial_serving.base import resolve
-from seatrial_serving.engine import _full_folder
+from seatrial_serving.engine import _full_folder, _llm_config
 from seatrial_serving.spec import Spec
 from tests.serving import stage
 
@@ -64,3 +65,16 @@ def test_a_base_and_a_full_model_are_found_again_without_mlflow(
     (found.path / "model.safetensors").write_bytes(b"changed")
     with pytest.raises(RetryableError, match="does not answer"):
         resolve(spec.base, None, cache)
+
+
+@pytest.mark.parametrize("has_its_own", [True, False])
+def test_a_base_without_a_chat_template_is_spoken_to_as_in_training(
+    tmp_path: Path, has_its_own: bool
+) -> None:
+    from vllm.renderers.chat_utils import load_chat_template
+
+    config = '{"chat_template": "{{ messages }}"}' if has_its_own else "{}"
+    (tmp_path / "tokenizer_config.json").write_text(config)
+    spec = Spec.model_validate({"service": {"name": NAME, "engine": {"base": "x"}}})
+    kwargs = _llm_config(spec, NAME, tmp_path, device="cpu", lora=True).engine_kwargs
+    assert load_chat_template(kwargs.get("chat_template")) == (None if has_its_own else CHAT_TEMPLATE)
