@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from sqlalchemy import text
 from seatrial.store import Store
 from tests.serving import stage
 
-SERVICE = "svc"
+SERVICE, BASE = "svc", "svc-base"
+REPLICAS = 2
+FRESH_S = 10.0
 FULL = f"{SERVICE}--v4"
 ENGINE = {
     "dtype": "float32",
@@ -22,6 +25,7 @@ ENGINE = {
     "max_num_seqs": 16,
     "kv_cache_gib": 0.25,
     "max_model_len": 256,
+    "base": f"models:/{BASE}/1",
 }
 
 
@@ -39,7 +43,7 @@ class Stand:
     is_full_deployed: bool = False
 
     def configure(self, made: list[tuple[str, str]], *, wait: bool = True, **changes: Any) -> str:
-        """Send a new user_config, and wait until the replica has it in force."""
+        """Send a new user_config, and wait until every replica has it in force."""
         self.revision += 1
         revision = f"r{self.revision}"
         full = changes.pop("full", False)
@@ -48,24 +52,39 @@ class Stand:
             config["preload"][-1] |= {"kind": "full", "app": FULL}
         self.put(config)
         if wait:
-            stage.wait_until(lambda: self.replica()["revision"] == revision, 90, f"revision {revision}")
+            self.wait_revision(revision)
         return revision
 
+    def wait_revision(self, revision: str) -> None:
+        """Return when every replica has the revision in force."""
+        stage.wait_until(lambda: self.revisions() == [revision] * REPLICAS, 90, f"revision {revision}")
+
     def put(self, config: dict[str, Any]) -> None:
-        apps = [stage.application(SERVICE, ENGINE | {"base": str(self.base)}, config)]
+        apps = [stage.application(SERVICE, ENGINE | {"replicas": REPLICAS}, config)]
         if self.is_full_deployed:
-            args = apps[0]["args"] | {"version": self.full[0], "digest": self.full[1]}
+            args: dict[str, Any] = {"service": {"name": SERVICE, "engine": ENGINE}}
+            args |= {"version": self.full[0], "digest": self.full[1]}
             path = "seatrial_serving.engine:build_full"
             apps.append({"name": FULL, "route_prefix": None, "import_path": path, "args": args})
         self.cluster.put(apps)
 
-    def replica(self) -> dict[str, Any]:
-        """The newest status row, with `loaded` read."""
+    def replicas(self) -> list[dict[str, Any]]:
+        """The status rows of replicas that live, with `loaded` read."""
+        since = {"since": time.time() - FRESH_S}
         with self.store.engine.connect() as connection:
-            row = (
-                connection.execute(text("select * from replicas order by at desc limit 1")).mappings().first()
-            )
-        return {**row, "loaded": json.loads(row["loaded"])} if row else {"revision": "", "loaded": {}}
+            rows = connection.execute(text("select * from replicas where at > :since"), since).mappings()
+            return [{**row, "loaded": json.loads(row["loaded"])} for row in rows]
+
+    def revisions(self) -> list[str]:
+        """What is in force, replica by replica."""
+        return [row["revision"] for row in self.replicas()]
+
+    def pids(self) -> dict[str, int]:
+        """The processes of the running replicas, by replica id."""
+        found = self.cluster.application(SERVICE)["deployments"]["Engine"]["replicas"]
+        return {
+            each["replica_id"].split("#")[-1]: each["pid"] for each in found if each["state"] == "RUNNING"
+        }
 
     def exposures(self, expected: int, **where: Any) -> list[dict[str, Any]]:
         """The exposures, as soon as ``expected`` of them are there."""

@@ -6,7 +6,9 @@ import asyncio
 import collections
 import os
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -16,10 +18,11 @@ import pytest
 from sqlalchemy import text
 
 from tests.serving import stage
-from tests.serving.stand import ENGINE, FULL, SERVICE, Stand
+from tests.serving.stand import ENGINE, FULL, REPLICAS, SERVICE, Stand
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
+BOTH_READY = {"1": "ready", "2": "ready"}
 MESSAGES = [{"role": "user", "content": "Where does the ship sail?"}]
 
 
@@ -57,24 +60,30 @@ def text_of(client: openai.OpenAI, model: str) -> str:
 
 
 def test_streams_name_their_version_in_every_chunk_and_come_piece_by_piece(stand: Stand) -> None:
+    began = time.perf_counter()
     stream = stand.client().chat.completions.create(
         model=SERVICE,
         messages=MESSAGES,
         user="streamer",
-        max_tokens=20,
+        max_tokens=60,
         stream=True,
         stream_options={"include_usage": True},
         extra_body={"ignore_eos": True},
     )
-    chunks = list(stream)
+    chunks, arrivals = [], []
+    for chunk in stream:
+        chunks.append(chunk)
+        arrivals.append(time.perf_counter() - began)
+    early = [arrival for arrival in arrivals if arrival < 0.7 * arrivals[-1]]
+    assert len(early) > len(arrivals) / 4, "pieces were read while later ones were computed"
     (model,) = {chunk.model for chunk in chunks}
     assert model in ("svc@1", "svc@2")
     assert len(chunks) > 10
-    assert chunks[-1].usage.completion_tokens == 20
+    assert chunks[-1].usage.completion_tokens == 60
     request_id = chunks[0].id.removeprefix("chatcmpl-")
     (row,) = stand.exposures(1, request_id=request_id)
     assert row["served_version"] == model[-1]
-    assert row["completion_tokens"] == 20
+    assert row["completion_tokens"] == 60
     assert row["ttft_s"] < row["latency_s"]
 
 
@@ -104,8 +113,14 @@ def test_errors_are_what_the_openai_client_expects(stand: Stand) -> None:
         client.chat.completions.create(model=SERVICE, messages=long)
     with httpx.Client(base_url=stand.cluster.serve_url) as http:
         assert http.get("/health").status_code == 200
-        for path in ("/metrics", "/docs", "/openapi.json", "/version", "/tokenize"):
-            assert http.get(path, headers={"Authorization": f"Bearer {stage.KEY}"}).status_code == 404
+        for path in ("/metrics", "/docs", "/openapi.json", "/version", "/tokenize", "/-/routes"):
+            answer = http.get(path, headers={"Authorization": f"Bearer {stage.KEY}"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_route")
+        assert http.get("/-/healthz").text == "success"
+        answer = http.get("/v1/models", headers={"X-Request-Id": "order-17"})
+        assert answer.status_code == 401
+        assert answer.headers.get_list("x-request-id") == ["order-17"]
+        assert answer.headers["x-seatrial-request-id"] != "order-17"
         big = {"model": SERVICE, "prompt": "x" * 300_000}
         headers = {"Authorization": f"Bearer {stage.KEY}"}
         assert http.post("/v1/completions", json=big, headers=headers).status_code == 413
@@ -143,16 +158,25 @@ def test_outcomes_join_the_exposure_by_the_answers_id(stand: Stand) -> None:
 
 
 def test_a_client_that_leaves_frees_the_engine(stand: Stand) -> None:
-    body = {"model": "svc@1", "prompt": "a", "max_tokens": 64, "ignore_eos": True, "stream": True}
+    stand.configure(stand.adapters[:2], http={"max_tokens": 240})
+    body = {"model": SERVICE, "prompt": "a", "max_tokens": 240, "ignore_eos": True, "stream": True}
     headers = {"Authorization": f"Bearer {stage.KEY}"}
-    for _ in range(3):
-        with httpx.stream(
-            "POST", f"{stand.cluster.serve_url}/v1/completions", json=body, headers=headers
-        ) as answer:
-            next(answer.iter_raw())
-    began = time.perf_counter()
-    text_of(stand.client(), "svc@1")
-    assert time.perf_counter() - began < 10
+    url = f"{stand.cluster.serve_url}/v1/completions"
+
+    def latency_s(user: str, *, leaves: bool) -> float:
+        with httpx.stream("POST", url, json={**body, "user": user}, headers=headers) as answer:
+            pieces = answer.iter_raw()
+            next(pieces)
+            if not leaves:
+                assert b"".join(pieces).endswith(b"data: [DONE]\n\n")
+        (row,) = stand.exposures(1, request_id=answer.headers["x-seatrial-request-id"])
+        assert (row["status"], row["error"]) == (200, None), "its first token was read"
+        return float(row["latency_s"])
+
+    whole_s = latency_s("stays", leaves=False)
+    left_s = [latency_s(f"leaves-{number}", leaves=True) for number in range(3)]
+    assert max(left_s) < whole_s / 2, "nobody computes the rest"
+    stand.configure(stand.adapters[:2])
 
 
 async def test_swapping_versions_under_load_fails_no_request(stand: Stand) -> None:
@@ -212,17 +236,17 @@ def test_a_tampered_version_is_refused_and_the_service_goes_on(stand: Stand) -> 
     fake = client.create_model_version(
         SERVICE, f"{artifacts}/other", record.run_id, tags={"seatrial.digest": "f" * 64}
     )
-    before = stand.replica()["revision"]
+    before = stand.revisions()
     stand.configure(
         [*stand.adapters[:2], (str(fake.version), "f" * 64)], challenger=2, wait=False, champion=0
     )
-    state = stage.wait_until(
-        lambda: (s := stand.replica()["loaded"].get(str(fake.version), "")).startswith("error") and s,
-        60,
-        "the refusal",
-    )
-    assert "adapter_model.safetensors" in state
-    assert stand.replica()["revision"] == before, "the old table stays in force"
+
+    def states() -> list[str]:
+        return [row["loaded"].get(str(fake.version), "") for row in stand.replicas()]
+
+    stage.wait_until(lambda: all(state.startswith("error") for state in states()), 60, "the refusals")
+    assert all("adapter_model.safetensors" in state for state in states())
+    assert stand.revisions() == before, "the old table stays in force"
     assert text_of(stand.client(), "svc@1")
     assert stand.client().chat.completions.create(model=SERVICE, messages=MESSAGES, max_tokens=2)
     stand.configure(stand.adapters[:2])
@@ -235,7 +259,7 @@ def test_a_full_model_answers_in_an_application_of_its_own_and_its_loss_costs_no
     stand.configure([stand.adapters[0], stand.full], challenger=1, full=True, wait=False)
     stand.cluster.wait_running(FULL)
     revision = f"r{stand.revision}"
-    stage.wait_until(lambda: stand.replica()["revision"] == revision, 90, "the full model")
+    stand.wait_revision(revision)
     client = stand.client()
     pinned = client.chat.completions.create(model="svc@4", messages=MESSAGES, max_tokens=8, temperature=0)
     assert pinned.model == "svc@4"
@@ -251,19 +275,35 @@ def test_a_full_model_answers_in_an_application_of_its_own_and_its_loss_costs_no
     assert seen == {"svc@1", "svc@4"}
 
     stand.is_full_deployed = False
-    stand.put(
-        stage.user_config(SERVICE, [stand.adapters[0], stand.full], revision=revision, challenger=1)
-        | {"preload": preload_of(stand)}
-    )
-    stage.wait_until(lambda: not stand.cluster.application(FULL), 120, "the end of the full model")
-    models = {
+    config = stage.user_config(SERVICE, [stand.adapters[0], stand.full], revision=revision, challenger=1)
+    with ThreadPoolExecutor(1) as pool:
+        is_over = threading.Event()
+        asking = pool.submit(ask_until, is_over, client)
+        try:
+            time.sleep(1)
+            stand.put(config | {"preload": preload_of(stand)})
+            stage.wait_until(lambda: not stand.cluster.application(FULL), 120, "the end of the full model")
+        finally:
+            is_over.set()
+    assert set(asking.result()) == {"svc@1", "svc@4"}, "it went while it was asked"
+    models = [
         client.chat.completions.create(
             model=SERVICE, messages=MESSAGES, user=f"full-{number}", max_tokens=4
         ).model
         for number in range(12)
-    }
-    assert models == {"svc@1"}, "its users are answered by the champion"
+    ]
+    assert set(models) == {"svc@1"}, "its users are answered by the champion"
     stand.configure(stand.adapters[:2])
+
+
+def ask_until(is_over: threading.Event, client: openai.OpenAI) -> list[str]:
+    """The models that answered; an answer that fails raises."""
+    models = []
+    while not is_over.is_set():
+        user = f"full-{len(models) % 12}"
+        answer = client.chat.completions.create(model=SERVICE, messages=MESSAGES, user=user, max_tokens=4)
+        models.append(answer.model)
+    return models
 
 
 def preload_of(stand: Stand) -> list[dict[str, Any]]:
@@ -276,7 +316,7 @@ def preload_of(stand: Stand) -> list[dict[str, Any]]:
 
 def test_a_base_that_is_not_there_is_refused_before_an_engine_starts(stand: Stand) -> None:
     config = stage.user_config(SERVICE, stand.adapters[:2], revision=f"r{stand.revision}")
-    apps = [stage.application(SERVICE, ENGINE | {"base": str(stand.base)}, config)]
+    apps = [stage.application(SERVICE, ENGINE | {"replicas": REPLICAS}, config)]
     app = stage.application("nowhere", ENGINE | {"base": "/nowhere"}, {"service": "nowhere"})
     stand.cluster.put([*apps, {**app, "route_prefix": "/nowhere"}])
     found = stage.wait_until(
@@ -289,8 +329,8 @@ def test_a_base_that_is_not_there_is_refused_before_an_engine_starts(stand: Stan
     assert text_of(stand.client(), "svc@1")
 
 
-def test_without_mlflow_and_store_answers_continue_and_exposures_arrive_later(stand: Stand) -> None:
-    """The store's file is moved away and MLflow's process is stopped for a while."""
+def test_without_mlflow_and_store_answers_continue_and_a_killed_replica_comes_back(stand: Stand) -> None:
+    """The store's file is moved away for a while, MLflow's process is stopped until the end."""
     database = stand.cluster.home / "store.db"
     stand.store.close()
     server = mlflow_process(stand.mlflow_url)
@@ -300,19 +340,43 @@ def test_without_mlflow_and_store_answers_continue_and_exposures_arrive_later(st
     database.mkdir()
     try:
         client = stand.client()
-        ids = []
-        for number in range(20):
-            answer = client.chat.completions.create(
-                model=SERVICE, messages=MESSAGES, user=f"alone-{number}", max_tokens=4
-            )
-            ids.append(answer.id.removeprefix("chatcmpl-"))
-        time.sleep(1)
+        killed, survivor = stand.pids().items()
+        ids = [answered(client, f"alone-{number}") for number in range(10)]
+        kill(killed[1])
+        ids += [answered(client, f"alone-{number}") for number in range(10, 20)]
     finally:
         database.rmdir()
         aside.rename(database)
+    try:
+        for request_id in ids:
+            stand.exposures(1, request_id=request_id)
+
+        def newcomers() -> list[str]:
+            return [
+                row["replica_id"]
+                for row in stand.replicas()
+                if row["replica_id"] not in (killed[0], survivor[0]) and row["loaded"] == BOTH_READY
+            ]
+
+        (newcomer,) = stage.wait_until(newcomers, 240, "the replica that comes back")
+        stage.wait_until(lambda: newcomer in stand.pids(), 60, "its being told to the proxy")
+        kill(survivor[1])
+        assert {text_of(client, "svc@1") for _ in range(3)}, "the newcomer answers alone"
+    finally:
         os.kill(server.pid, signal.SIGCONT)
-    for request_id in ids:
-        stand.exposures(1, request_id=request_id)
+
+
+def kill(pid: int) -> None:
+    """Return when the process is gone: what it was sent in its last moment is lost."""
+    process = psutil.Process(pid)
+    process.kill()
+    process.wait(10)
+
+
+def answered(client: openai.OpenAI, user: str) -> str:
+    """The request id of an answer."""
+    answer = client.chat.completions.create(model=SERVICE, messages=MESSAGES, user=user, max_tokens=4)
+    return str(answer.id.removeprefix("chatcmpl-"))
 
 
 def mlflow_process(url: str) -> psutil.Process:
