@@ -170,12 +170,19 @@ def _tell_plan(job: Job) -> None:
         steps=prepared.steps,
         workers=recipe.resources.workers,
         device=recipe.resources.device,
+        cut_documents=prepared.cut.documents,
+        cut_tokens=prepared.cut.tokens,
     )
     say(
         f"plan {prepared.split.rows_kept:,} of {prepared.split.rows_read:,} rows, {tokens:,} tokens in "
         f"{prepared.train.rows:,} rows of {recipe.run.seq_tokens}, {prepared.steps:,} steps, "
         f"{recipe.resources.workers} workers"
     )
+    if prepared.cut.documents:
+        say(
+            f"cut  {prepared.cut.documents:,} documents are longer than run.seq_tokens and lose "
+            f"{prepared.cut.tokens:,} tokens; {prepared.cut.responses:,} of them lose their response's end"
+        )
 
 
 def _train(job: Job) -> Any:

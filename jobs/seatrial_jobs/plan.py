@@ -190,7 +190,7 @@ def kind_of(path: Path) -> type[TrainRecipe] | type[PretrainRecipe]:
     """Which of the two recipes a file is, by the field that only pretraining has."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return TrainRecipe  # whose loading says what is wrong
     return PretrainRecipe if isinstance(values, dict) and "register_as" in values else TrainRecipe
 

@@ -23,7 +23,7 @@ def command(
         typer.Argument(help="Recipe (YAML) of a fine-tuning job or of a base model.", show_default=False),
     ],
     force: Annotated[
-        bool, typer.Option("--force", help="Train again although this very job has finished before.")
+        bool, typer.Option("--force", help="Train from nothing, whatever is left of this very job.")
     ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Submit and return; do not follow.")] = False,
     retries: Annotated[
@@ -50,8 +50,9 @@ def command(
     pairs(planning.rows(planning.make_plan(recipe)))
     sends = (not is_same_machine(found)) if upload is None else upload
     for attempt in range(retries + 1):
+        afresh = force and attempt == 0  # the next attempts go on where the first one was cut off
         job = make_job(
-            module, recipe, checked.name, folder=Path.cwd(), upload=sends, force=force, now=time.time()
+            module, recipe, checked.name, folder=Path.cwd(), upload=sends, force=afresh, now=time.time()
         )
         submission_id = submit(client, job)
         say(f"submitted  {submission_id}")

@@ -13,9 +13,7 @@ def take(connection: Connection, name: str, holder: str, *, now: float, lasts_s:
     statement = insert(connection, leases).values(name=name, holder=holder, expires_at=now + lasts_s)
     is_free = or_(leases.c.holder == holder, leases.c.expires_at <= now)
     changed = {"holder": statement.excluded.holder, "expires_at": statement.excluded.expires_at}
-    connection.execute(
-        statement.on_conflict_do_update(index_elements=["name"], set_=changed, where=is_free)
-    )
+    connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=changed, where=is_free))
     return str(connection.execute(select(leases.c.holder).where(leases.c.name == name)).scalar_one())
 
 

@@ -51,6 +51,9 @@ def rows(plan: Mapping[str, object]) -> list[tuple[str, str]]:
         ("workers", f"{plan.get('workers')} on {plan.get('device')}"),
         ("parameters", f"{_count(plan.get('parameters'))}"),
     ]
+    if plan.get("cut_documents"):
+        lost = f"{_count(plan.get('cut_tokens'))} tokens of {_count(plan.get('cut_documents'))} documents"
+        shown.insert(2, ("cut", f"{lost} longer than run.seq_tokens"))
     estimated = plan.get("estimated_s")
     if isinstance(estimated, int | float):
         shown.append(("estimated", duration(float(estimated))))

@@ -41,7 +41,7 @@ def _shown_kind(path: Path) -> type[Section] | None:
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be read ({why}): give the path of a YAML file") from error
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return None
     keys = values if isinstance(values, dict) else {}
     return next((kind for sign, kind in SIGNS.items() if sign in keys), None)
