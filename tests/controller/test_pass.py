@@ -16,7 +16,7 @@ from seatrial.config.service import ServiceConfig
 from seatrial.controller.api import build
 from seatrial.controller.leadership import LEASE_S
 from seatrial.controller.loop import Controller
-from seatrial.reconcile.actions import Action
+from seatrial.reconcile.actions import Action, MoveAlias, TagVersion
 from seatrial.reconcile.apply import Applier
 from seatrial.registry.client import connect
 from seatrial.store import Store
@@ -186,6 +186,17 @@ def test_a_row_that_cannot_be_read_keeps_no_other_waiting(desk: Desk):
     assert desk.state(good)["phase"] == "serving"
     (error,) = desk.controller.report.errors
     assert error.startswith(f"{bad}: TypeError:")
+
+
+def test_an_alias_or_tag_of_a_version_that_somebody_deleted_needs_nothing_more(desk: Desk):
+    name, _ = desk.names
+    version = desk.alias(name, "champion")
+    gone = str(int(version) + 1)
+    desk.applier.apply(MoveAlias(name, "champion", gone, version))
+    desk.applier.apply(TagVersion(name, gone, "seatrial.trial.x", "challenger: promote"))
+    desk.applier.apply(TagVersion(name, gone, "seatrial.load_error", None))
+    aliases = desk.client.get_registered_model(name).aliases
+    assert {alias: str(each) for alias, each in aliases.items()} == {"champion": version}
 
 
 def test_one_of_two_controllers_acts_until_its_lease_runs_out(desk: Desk):
