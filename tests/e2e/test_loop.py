@@ -169,6 +169,7 @@ def test_the_readmes_commands_run_as_they_stand(finished):
     (work / "recipes").mkdir()
     shutil.copy(HERE / "service.yaml", work / "demo" / "service.yaml")
     shutil.copy(HERE / "base.yaml", work / "recipes" / "pretrain_tiny_cpu.yaml")
+    shutil.copy(HERE / "first.yaml", work / "recipes" / "lora_short_tiny_cpu.yaml")
     shutil.copy(HERE / "second.yaml", work / "recipes" / "lora_tiny_cpu.yaml")
     (work / ".venv").symlink_to(sys.prefix)
     text = (ROOT / "README.md").read_text()
