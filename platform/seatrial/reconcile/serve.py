@@ -18,6 +18,8 @@ from seatrial.reconcile.world import AppStatus
 TIMEOUT_S = 30.0
 _GONE = ("STOPPING", "STOPPED")
 _ILL = ("UNHEALTHY", "DEPLOY_FAILED")
+# Serve says so after 30 s, which every engine takes.
+_USUAL = "to initialize"
 
 
 class ServeApi:
@@ -129,7 +131,8 @@ def _message(details: Mapping[str, Any]) -> str:
     """Why the application is not well yet. Its own message only names the deployments that are not."""
     said = [each for each in details["deployments"].values() if each["message"]]
     ill = [each for each in said if each["status"] in _ILL]
-    late = [each for each in said if each["status"] != "HEALTHY"]  # it waits for room, or tries once more
+    # It waits for room, or tries once more.
+    late = [each for each in said if each["status"] != "HEALTHY" and _USUAL not in each["message"]]
     text = str((ill or late or [details])[0]["message"])
     if "Traceback" in text or ill:
         text = cause(text.splitlines()) or text
