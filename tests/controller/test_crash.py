@@ -166,7 +166,7 @@ def test_without_a_death_the_story_ends_in_a_promotion(whole: dict[str, Any]):
     assert whole["aliases"] == {"champion": "2", "previous": "1"}
     assert whole["records"] == [(1, "promote", "2")]
     assert whole["audit_runs"] == ["FINISHED"]
-    assert whole["traffic"] == {"aliases": {"champion": "2", "previous": "1"}, "trial": None}
+    assert whole["traffic"] == {"aliases": {"champion": "2", "previous": "1"}, "trial": None, "shadow": None}
 
 
 def test_killed_after_every_side_effect_the_end_is_the_same_and_nothing_is_twice(

@@ -84,7 +84,7 @@ class Sim:
         known = set(self.aliases.values()) | {self.state.served or "1"}
         trial = next((each for each in self.trials.values() if each.state == "open"), None)
         if trial:
-            known |= {trial.champion, trial.challenger}
+            known |= set(trial.arms.values())
         versions = {version: self._info(version) for version in known}
         desired = DesiredService(
             NAME, self.config, "/", "models:/base/1", dict(self.aliases), versions, self.config_at
@@ -187,6 +187,10 @@ class Sim:
             case do.OpenTrial(trial=trial):
                 self.trials.setdefault(trial.id, trial)
                 self.rates, self.failed = {}, {}
+            case do.ChangeTrial(trial=trial):
+                kept = self.trials[trial.id]
+                changed = {"table": trial.table, "ramped_at": trial.ramped_at, "dropped": trial.dropped}
+                self.trials[trial.id] = dataclasses.replace(kept, **changed)
             case do.AddLook(look=look):
                 self.looks.setdefault(look.trial_id, {}).setdefault(look.units, look)
             case do.Decide(decision=decision):

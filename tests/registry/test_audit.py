@@ -25,7 +25,16 @@ def trial_of(service: str, number: int = 1) -> tuple[Trial, Decision]:
     arms = (Arm("champion", "1", 0.5), Arm("challenger", "2", 0.5))
     name = f"{service}-{number}"
     trial = Trial(
-        name, service, number, "open", TrialTable(name, "seed", 1.0, arms), policy, "1", "2", 1000.0
+        name,
+        service,
+        number,
+        "open",
+        TrialTable(name, "seed", 1.0, arms),
+        policy,
+        "1",
+        {"challenger": "2"},
+        1000.0,
+        1000.0,
     )
     evidence = Evidence(2000.0, tuple(ArmEvidence.empty(arm.name, arm.version) for arm in arms))
     shares = {arm.name: arm.weight for arm in arms}

@@ -39,7 +39,7 @@ def trial(number: int = 1, **section) -> Trial:
     policy = TrialSection.model_validate(section).model_dump(mode="json")
     arms = (Arm("champion", "1", 0.5), Arm("challenger", "2", 0.5))
     table = TrialTable(f"svc-{number}", "seed", 1.0, arms)
-    return Trial(f"svc-{number}", "svc", number, "open", table, policy, "1", "2", 10.0)
+    return Trial(f"svc-{number}", "svc", number, "open", table, policy, "1", {"challenger": "2"}, 10.0, 10.0)
 
 
 def count(store: Store, table) -> int:

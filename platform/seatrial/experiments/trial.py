@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from seatrial.experiments.assignment import TrialTable
@@ -13,13 +13,32 @@ from seatrial.experiments.verdict import Judgement, VerdictName
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 PREVIOUS = "previous"
+SHADOW = "shadow"
 
 TrialState = Literal["open", "closed"]
 
 
+def is_challenger(alias: str) -> bool:
+    """Whether the alias asks for a place in a trial: `challenger`, `challenger-b`, …"""
+    return alias == CHALLENGER or alias.startswith(f"{CHALLENGER}-")
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A person's wish to end a trial: who, and why."""
+
+    actor: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class Trial:
-    """One comparison. ``steps`` are the closing steps that are done, so that none is done twice."""
+    """One comparison. ``steps`` are the closing steps that are done, so that none is done twice.
+
+    ``challengers`` maps each challenger's alias, which is its arm's name, to its version, those ``dropped``
+    (alias → why) included; ``table`` holds only the arms that go on. ``ramped_at`` is when the table's
+    coverage was last raised.
+    """
 
     id: str
     service: str
@@ -28,12 +47,25 @@ class Trial:
     table: TrialTable
     policy: Mapping[str, Any]
     champion: str
-    challenger: str
+    challengers: Mapping[str, str]
     opened_at: float
+    ramped_at: float
     closed_at: float | None = None
     verdict: VerdictName | None = None
     reason: str | None = None
     steps: tuple[str, ...] = ()
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    stop: Stop | None = None
+
+    @property
+    def challenger(self) -> str:
+        """The first challenger's version."""
+        return next(iter(self.challengers.values()))
+
+    @property
+    def arms(self) -> Mapping[str, str]:
+        """Every arm that the trial began with: its name and version, the champion's first."""
+        return {CHAMPION: self.champion, **self.challengers}
 
 
 @dataclass(frozen=True)
@@ -49,6 +81,11 @@ class Decision:
     evidence: Evidence
     judgement: Judgement
     decided_at: float
+
+    @property
+    def arm(self) -> str:
+        """The challenger that a promotion makes champion; records with one challenger do not name it."""
+        return getattr(self.judgement, 'arm', None) or CHALLENGER
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON that :meth:`from_json` reads."""

@@ -40,6 +40,13 @@ class OpenTrial(Action):
 
 
 @dataclass(frozen=True)
+class ChangeTrial(Action):
+    """Give the open trial another table: more coverage, an arm less, other weights."""
+
+    trial: Trial
+
+
+@dataclass(frozen=True)
 class AddLook(Action):
     """Keep a point of the trial's interval."""
 

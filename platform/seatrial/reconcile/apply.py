@@ -9,6 +9,7 @@ from functools import singledispatchmethod
 from seatrial.reconcile.actions import (
     Action,
     AddLook,
+    ChangeTrial,
     CloseTrial,
     Decide,
     MarkStep,
@@ -56,6 +57,10 @@ class Applier:
     @apply.register
     def _(self, action: OpenTrial) -> None:
         self._store.open_trial(action.trial)
+
+    @apply.register
+    def _(self, action: ChangeTrial) -> None:
+        self._store.change_trial(action.trial)
 
     @apply.register
     def _(self, action: AddLook) -> None:

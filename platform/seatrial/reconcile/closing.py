@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from seatrial.experiments.evidence import ArmEvidence, Evidence
-from seatrial.experiments.trial import CHALLENGER, CHAMPION, PREVIOUS, Decision, Look, Trial
+from seatrial.experiments.trial import CHAMPION, PREVIOUS, Decision, Look, Trial
 from seatrial.experiments.verdict import Judgement, TrialPolicy, VerdictName, judge
 from seatrial.reconcile.actions import (
     Action,
@@ -15,6 +15,7 @@ from seatrial.reconcile.actions import (
     TagVersion,
     WriteAudit,
 )
+from seatrial.reconcile.steering import unloadable
 from seatrial.reconcile.view import View
 
 CONTROLLER = "seatrial controller"
@@ -30,10 +31,8 @@ def look_at(trial: Trial, evidence: Evidence, now: float) -> Judgement:
     return judge(policy, shares, trial.opened_at, evidence, now)
 
 
-def end_or_look(view: View, trial: Trial) -> list[Action]:
+def end_or_look(view: View, trial: Trial, evidence: Evidence, judgement: Judgement) -> list[Action]:
     """Decide the trial if it is time, else keep a look when there is something new to see."""
-    evidence = view.observed.evidence or no_evidence(trial, view.now)
-    judgement = look_at(trial, evidence, view.now)
     look = AddLook(
         trial.service,
         Look(trial.id, evidence.units, view.now, {a.name: a.exposures for a in evidence.arms}, judgement),
@@ -53,19 +52,19 @@ def end_or_look(view: View, trial: Trial) -> list[Action]:
 
 def _ended(view: View, trial: Trial, judgement: Judgement) -> tuple[VerdictName, str, str] | None:
     """Verdict, reason and who acted. A person's wish comes before any evidence."""
+    found = {alias: (version, view.desired.aliases.get(alias)) for alias, version in trial.arms.items()}
     moved = [
         f"{alias} moved from {before} to {now or 'nothing'}"
-        for alias, before, now in (
-            (CHAMPION, trial.champion, view.wished),
-            (CHALLENGER, trial.challenger, view.challenger),
-        )
-        if now != before
+        for alias, (before, now) in found.items()
+        if now != before and alias not in trial.dropped
     ]
     if moved:
         return "superseded", " and ".join(moved), PERSON
-    error = view.error(trial.challenger)
-    if error is not None:
-        return "roll_back", f"version {trial.challenger} cannot be loaded: {error}", CONTROLLER
+    if trial.stop is not None:
+        return "inconclusive", f"stopped: {trial.stop.reason}", trial.stop.actor
+    broken = unloadable(view, trial)
+    if broken and len(broken) == len(trial.table.arms) - 1:
+        return "roll_back", "; ".join(broken.values()), CONTROLLER
     if judgement.verdict is not None:
         return judgement.verdict, judgement.reason, CONTROLLER
     return None
@@ -79,7 +78,7 @@ def move_aliases(view: View, trial: Trial, decision: Decision) -> list[Action]:
     """
     aliases = dict(view.desired.aliases)
     actions: list[Action] = []
-    for alias, version, expected in _wanted_moves(aliases, trial, decision.verdict):
+    for alias, version, expected in _wanted_moves(aliases, trial, decision):
         step = f"alias:{alias}"
         if step in trial.steps:
             continue
@@ -91,32 +90,43 @@ def move_aliases(view: View, trial: Trial, decision: Decision) -> list[Action]:
 
 
 def _wanted_moves(
-    aliases: dict[str, str], trial: Trial, verdict: VerdictName
+    aliases: dict[str, str], trial: Trial, decision: Decision
 ) -> list[tuple[str, str | None, str | None]]:
     """Alias, its new version (None removes it), and the version from which it may be moved."""
-    drop: tuple[str, str | None, str | None] = (CHALLENGER, None, trial.challenger)
+    drops: list[tuple[str, str | None, str | None]] = [
+        (alias, None, version)
+        for alias, version in trial.challengers.items()
+        if f"drop:{alias}" not in trial.steps
+    ]
     champion = aliases.get(CHAMPION)
-    if verdict == "promote":
-        moves: list[tuple[str, str | None, str | None]] = [(CHAMPION, trial.challenger, trial.champion)]
-        if champion in (trial.champion, trial.challenger):
+    if decision.verdict == "promote":
+        winner = trial.challengers[decision.arm]
+        moves: list[tuple[str, str | None, str | None]] = [(CHAMPION, winner, trial.champion)]
+        if champion in (trial.champion, winner):
             moves.append((PREVIOUS, trial.champion, aliases.get(PREVIOUS)))
-        return [*moves, drop]
-    if verdict == "superseded":
+        return [*moves, *drops]
+    if decision.verdict == "superseded":
         # Whoever made the challenger the champion has ended its candidacy; left behind, the alias would
         # open a new trial as soon as the champion is moved back.
-        return [drop] if champion == trial.challenger else []
-    return [drop]
+        return [drop for drop in drops if drop[2] == champion]
+    return drops
 
 
 def record(trial: Trial, decision: Decision) -> list[Action]:
     """What is written once the aliases stand where they should."""
     key = f"seatrial.trial.{trial.id}"
+    ended = {arm: version for arm, version in trial.arms.items() if arm not in trial.dropped}
     return [
-        TagVersion(trial.service, trial.champion, key, f"{CHAMPION}: {decision.verdict}"),
-        TagVersion(trial.service, trial.challenger, key, f"{CHALLENGER}: {decision.verdict}"),
+        *(TagVersion(trial.service, ended[arm], key, f"{arm}: {_said(arm, decision)}") for arm in ended),
         WriteAudit(trial.service, trial, decision),
         CloseTrial(trial.service, decision),
     ]
+
+
+def _said(arm: str, decision: Decision) -> str:
+    """What a decision is to one arm: of several challengers, a promotion is one's alone."""
+    is_other = decision.verdict == "promote" and arm not in (CHAMPION, decision.arm)
+    return f"promote of {decision.arm}" if is_other else decision.verdict
 
 
 def no_evidence(trial: Trial, now: float) -> Evidence:

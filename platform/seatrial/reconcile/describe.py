@@ -22,7 +22,7 @@ def phase_and_message(view: View, *, is_changing: bool) -> tuple[Phase, str]:
         return "starting", f"the engine is starting: {_ready_count(view)} replicas{late}"
     if view.wished is None and view.champion is None and view.observed.state.served is None:
         return "waiting", f"no champion: {_set_champion(view)}"
-    notes = [note for note in (_champion_note(view), _challenger_note(view)) if note]
+    notes = [note for note in (_champion_note(view), *_trial_notes(view), *_shadow_notes(view)) if note]
     if view.champion is None:
         phase: Phase = "failed" if view.wished is not None and view.blocker(view.wished) else "loading"
         return phase, "; ".join(notes)
@@ -49,19 +49,34 @@ def _set_champion(view: View) -> str:
     return f"set the alias `champion` of {view.desired.name} to a version"
 
 
-def _challenger_note(view: View) -> str:
-    challenger, trial = view.challenger, view.live_trial
-    if trial is not None:
-        evidence = view.observed.evidence
-        return f"trial {trial.id}: " + (look_at(trial, evidence, view.now).reason if evidence else "opening")
-    if challenger is None:
-        return ""
+def _trial_notes(view: View) -> list[str]:
+    trial = view.live_trial
+    if trial is None:
+        return [_challenger_note(view, alias, version) for alias, version in view.challengers.items()]
+    evidence = view.observed.evidence
+    seen = look_at(trial, evidence, view.now).reason if evidence else "opening"
+    late = [alias for alias in view.challengers if alias not in trial.challengers]
+    waits = [f"{', '.join(late)} waits for the end of the trial"] if late else []
+    return [f"trial {trial.id}: {seen}", *waits]
+
+
+def _challenger_note(view: View, alias: str, challenger: str) -> str:
     if challenger == view.wished:
-        return f"challenger {challenger} is the champion already: no trial"
+        return f"{alias} {challenger} is the champion already: no trial"
     blocker = view.blocker(challenger)
     if blocker:
-        return f"challenger {challenger} cannot be loaded ({blocker}): no trial; set the alias again to retry"
-    return f"challenger {challenger} is being loaded{_delay(view, challenger)}"
+        return f"{alias} {challenger} cannot be loaded ({blocker}): no trial; set the alias again to retry"
+    return f"{alias} {challenger} is being loaded{_delay(view, challenger)}"
+
+
+def _shadow_notes(view: View) -> list[str]:
+    version = view.shadow
+    if version is None or version == view.champion or (view.traffic.get("shadow") or {}).get("version"):
+        return []
+    blocker = view.blocker(version)
+    if blocker:
+        return [f"shadow {version} cannot be loaded ({blocker}); set the alias again to retry"]
+    return [f"shadow {version} is being loaded{_delay(view, version)}"]
 
 
 def _delay(view: View, version: str) -> str:

@@ -87,8 +87,8 @@ def _versions(service: ObservedService, app: AppStatus | None) -> set[str]:
     """Versions that matter although no alias may name them any more."""
     found = {service.state.served} - {None}
     if service.trial is not None:
-        found |= {service.trial.champion, service.trial.challenger}
+        found |= set(service.trial.arms.values())
     for deployment in ((app.config if app else None) or {}).get("deployments", []):
         traffic = (deployment.get("user_config") or {}).get("traffic") or {}
-        found |= set(traffic.get("aliases", {}).values())
+        found |= {*traffic.get("aliases", {}).values(), (traffic.get("shadow") or {}).get("version")}
     return {version for version in found if version is not None}

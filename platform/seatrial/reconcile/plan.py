@@ -7,16 +7,16 @@ sees that they are ready. When everything is as it should be, the plan is empty.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from seatrial.experiments.assignment import Arm, TrialTable
-from seatrial.experiments.trial import CHALLENGER, CHAMPION, PREVIOUS, Trial
-from seatrial.reconcile.actions import Action, MoveAlias, OpenTrial, PutApps, PutState, TagVersion
-from seatrial.reconcile.closing import end_or_look, move_aliases, record
+from seatrial.experiments.trial import PREVIOUS, Trial
+from seatrial.reconcile.actions import Action, ChangeTrial, Decide, MoveAlias, PutApps, PutState, TagVersion
+from seatrial.reconcile.closing import end_or_look, look_at, move_aliases, no_evidence, record
 from seatrial.reconcile.describe import phase_and_message
-from seatrial.reconcile.traffic import target_champion, wanted_apps
+from seatrial.reconcile.opening import open_trial
+from seatrial.reconcile.steering import steer
+from seatrial.reconcile.traffic import wanted_apps
 from seatrial.reconcile.view import View, full_app_name
 from seatrial.reconcile.world import Desired, DesiredService, Observed, ObservedService, Refusal, ServiceState
 
@@ -44,8 +44,8 @@ def plan_service(
             return moves
     looks: list[Action] = []
     if trial is not None and decision is None:
-        looks = end_or_look(view, trial)
-        if any(hasattr(action, "decision") for action in looks):
+        looks = _attend(view, trial)
+        if any(isinstance(action, Decide | ChangeTrial) for action in looks):
             return looks
     actions = [*looks, *_load_error_tags(view)]
     puts = _put_apps(view)
@@ -57,8 +57,18 @@ def plan_service(
     if trial is not None and decision is not None:
         actions += record(trial, decision)
     elif trial is None and not puts:
-        actions += _open_trial(view)
+        actions += open_trial(view)
     return actions
+
+
+def _attend(view: View, trial: Trial) -> list[Action]:
+    """End a running trial if it is time, else keep a look at it and change what the look asks for."""
+    evidence = view.observed.evidence or no_evidence(trial, view.now)
+    judgement = look_at(trial, evidence, view.now)
+    looks = end_or_look(view, trial, evidence, judgement)
+    if any(isinstance(action, Decide) for action in looks):
+        return looks
+    return [*looks, *steer(view, trial, evidence, judgement)]
 
 
 def _put_apps(view: View) -> list[Action]:
@@ -144,24 +154,3 @@ def _load_error_tags(view: View) -> list[Action]:
         elif info.load_error is not None and view.is_ready(version):
             wanted[version] = None
     return [TagVersion(name, version, LOAD_ERROR, text) for version, text in wanted.items()]
-
-
-def _open_trial(view: View) -> list[Action]:
-    """Open a trial when the champion is served, and the challenger ready in every replica."""
-    champion, challenger = view.wished, view.challenger
-    if champion is None or challenger is None or challenger == champion:
-        return []
-    if target_champion(view) != champion or view.champion != champion:
-        return []
-    if view.observed.state.served != champion or not view.is_ready(challenger):
-        return []
-    number = view.observed.trials_so_far + 1
-    trial_id = f"{view.desired.name}-{number}"
-    policy = view.desired.config["trial"]
-    share = policy["challenger_share"]
-    arms = (Arm(CHAMPION, champion, 1 - share), Arm(CHALLENGER, challenger, share))
-    seed = hashlib.sha256(f"{trial_id}:{champion}:{challenger}".encode()).hexdigest()[:16]
-    table = TrialTable(trial_id, seed, policy["coverage"], arms)
-    name = view.desired.name
-    trial = Trial(trial_id, name, number, "open", table, policy, champion, challenger, view.now)
-    return [OpenTrial(name, trial)]

@@ -88,7 +88,8 @@ def shown_trial(view: View, target: str) -> Trial | None:
     if trial is None or trial.champion != target:
         return None
     is_shown = (view.traffic.get("trial") or {}).get("id") == trial.id
-    return trial if is_shown or all(map(view.is_ready, (trial.champion, trial.challenger))) else None
+    versions = (arm.version for arm in trial.table.arms)
+    return trial if is_shown or all(map(view.is_ready, versions)) else None
 
 
 def _traffic(view: View, target: str) -> dict[str, Any]:
@@ -101,7 +102,19 @@ def _traffic(view: View, target: str) -> dict[str, Any]:
     return {
         "aliases": {**aliases, CHAMPION: target},
         "trial": None if trial is None else trial.table.to_json(),
+        "shadow": _shadow(view, target),
     }
+
+
+def _shadow(view: View, target: str) -> dict[str, Any] | None:
+    """The version that sees a copy of the traffic, once it is ready everywhere."""
+    version = view.shadow
+    if version is None or version == target:
+        return None
+    is_kept = (view.traffic.get("shadow") or {}).get("version") == version and not view.blocker(version)
+    if not is_kept and not view.is_ready(version):
+        return None
+    return {"version": version, "share": view.desired.config["trial"].get("shadow_share", 1.0)}
 
 
 def _preload(view: View, target: str | None) -> list[dict[str, Any]]:
@@ -110,7 +123,7 @@ def _preload(view: View, target: str | None) -> list[dict[str, Any]]:
     keep = {version for version in kept if version is not None}
     trial = view.live_trial
     if trial is not None:
-        keep |= {trial.champion, trial.challenger}
+        keep |= {arm.version for arm in trial.table.arms}
     wished = {version for version in view.aliased if not view.blocker(version)}
     entries = [_entry(view, version) for version in sorted(keep | wished, key=_number)]
     return [entry for entry in entries if entry is not None]

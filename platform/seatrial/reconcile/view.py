@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from seatrial.experiments.trial import CHALLENGER, CHAMPION, PREVIOUS, Trial
+from seatrial.experiments.trial import CHAMPION, PREVIOUS, SHADOW, Trial, is_challenger
 from seatrial.reconcile.world import AppStatus, DesiredService, ObservedService, ReplicaStatus, VersionInfo
 
 ENGINE_DEPLOYMENT = "Engine"
@@ -70,9 +70,14 @@ class View:
         return self.desired.aliases.get(CHAMPION)
 
     @property
-    def challenger(self) -> str | None:
-        """The version that the challenger alias names."""
-        return self.desired.aliases.get(CHALLENGER)
+    def challengers(self) -> Mapping[str, str]:
+        """Alias → version of those that ask for a place in a trial, `challenger` first."""
+        return {a: v for a, v in sorted(self.desired.aliases.items()) if is_challenger(a)}
+
+    @property
+    def shadow(self) -> str | None:
+        """The version that the shadow alias names."""
+        return self.desired.aliases.get(SHADOW)
 
     @property
     def live_trial(self) -> Trial | None:
@@ -83,7 +88,9 @@ class View:
     def carried(self) -> frozenset[str]:
         """Versions that get requests under the traffic that the replicas were last told."""
         arms = (self.traffic.get("trial") or {}).get("arms", [])
-        return frozenset([*self.traffic.get("aliases", {}).values(), *(arm["version"] for arm in arms)])
+        shadow = (self.traffic.get("shadow") or {}).get("version")
+        aliased = self.traffic.get("aliases", {}).values()
+        return frozenset([*aliased, *filter(None, [shadow]), *(arm["version"] for arm in arms)])
 
     @cached_property
     def needed(self) -> frozenset[str]:
@@ -161,8 +168,9 @@ class View:
     @property
     def aliased(self) -> tuple[str, ...]:
         """Versions of the aliases that matter, in their order of importance."""
-        found = (self.desired.aliases.get(alias) for alias in (CHAMPION, CHALLENGER, PREVIOUS))
-        return tuple(version for version in found if version is not None)
+        rest = (self.desired.aliases.get(PREVIOUS), self.shadow)
+        found = [self.wished, *self.challengers.values(), *rest]
+        return tuple(dict.fromkeys(version for version in found if version is not None))
 
     def _troubles(self, version: str) -> Iterator[str]:
         for row in self.rows:

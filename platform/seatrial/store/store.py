@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import select, update
 
 from seatrial.experiments.evidence import Evidence
-from seatrial.experiments.trial import Decision, Look, Trial
+from seatrial.experiments.trial import Decision, Look, Stop, Trial
 from seatrial.store import lease, trials, writer
 from seatrial.store.database import migrate, open_engine, reading, writing
 from seatrial.store.evidence import read_evidence
@@ -129,6 +129,26 @@ class Store:
         """Insert the trial unless it is there."""
         with writing(self.engine) as connection:
             trials.open_trial(connection, trial)
+
+    def change_trial(self, trial: Trial) -> None:
+        """Replace the table of an open trial, when it was ramped and what it dropped."""
+        with writing(self.engine) as connection:
+            trials.change_trial(connection, trial)
+
+    def ask_stop(self, trial_id: str, stop: Stop) -> bool:
+        """Ask for the trial's end; whether it was open and nobody had asked before."""
+        with writing(self.engine) as connection:
+            return trials.ask_stop(connection, trial_id, stop)
+
+    def trials(self, service: str | None = None) -> list[Trial]:
+        """The latest 200 trials, of one service or of all, the newest first."""
+        with reading(self.engine) as connection:
+            return trials.all_trials(connection, service)
+
+    def trial(self, trial_id: str) -> Trial | None:
+        """The trial with this id."""
+        with reading(self.engine) as connection:
+            return trials.read_trial(connection, trial_id)
 
     def latest_trial(self, service: str) -> Trial | None:
         """The service's last trial, open or closed."""

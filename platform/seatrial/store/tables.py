@@ -45,12 +45,15 @@ trials = Table(
     Column("table", Text, nullable=False),  # TrialTable as JSON
     Column("policy", Text, nullable=False),  # TrialPolicy as JSON, as it was when the trial opened
     Column("champion", String(32), nullable=False),
-    Column("challenger", String(32), nullable=False),
+    Column("challengers", Text, nullable=False),  # {alias: version}, those that were dropped included
     Column("opened_at", Double, nullable=False),
+    Column("ramped_at", Double, nullable=False),
     Column("closed_at", Double),
     Column("verdict", String(16)),
     Column("reason", Text),
     Column("steps", Text, nullable=False, default="[]"),  # names of the closing steps that are done
+    Column("dropped", Text, nullable=False, default="{}"),  # {alias: why its arm was taken out}
+    Column("stop", Text),  # Stop as JSON: a person's wish to end the trial
     UniqueConstraint("service", "number"),
 )
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Connection, func, select, update
 
 from seatrial.experiments.assignment import TrialTable
-from seatrial.experiments.trial import Decision, Look, Trial
+from seatrial.experiments.trial import Decision, Look, Stop, Trial
 from seatrial.experiments.verdict import Judgement
 from seatrial.store.tables import decisions, looks, trials
 from seatrial.store.writer import insert_new
@@ -24,11 +25,44 @@ def open_trial(connection: Connection, trial: Trial) -> None:
         "table": json.dumps(trial.table.to_json()),
         "policy": json.dumps(dict(trial.policy), sort_keys=True),
         "champion": trial.champion,
-        "challenger": trial.challenger,
+        "challengers": json.dumps(dict(trial.challengers)),
         "opened_at": trial.opened_at,
+        "ramped_at": trial.ramped_at,
         "steps": json.dumps(list(trial.steps)),
     }
     insert_new(connection, trials, row)
+
+
+def change_trial(connection: Connection, trial: Trial) -> None:
+    """Give an open trial the table of ``trial``, and what goes with it."""
+    values = {
+        "table": json.dumps(trial.table.to_json()),
+        "ramped_at": trial.ramped_at,
+        "dropped": json.dumps(dict(trial.dropped)),
+    }
+    is_open = (trials.c.id == trial.id, trials.c.state != "closed")
+    connection.execute(update(trials).where(*is_open).values(values))
+
+
+def ask_stop(connection: Connection, trial_id: str, stop: Stop) -> bool:
+    """Note the wish; whether the trial was open and nobody had wished so before."""
+    is_going = (trials.c.id == trial_id, trials.c.state != "closed", trials.c.stop.is_(None))
+    statement = update(trials).where(*is_going).values(stop=json.dumps(asdict(stop)))
+    return connection.execute(statement).rowcount > 0
+
+
+def all_trials(connection: Connection, service: str | None = None, *, limit: int = 200) -> list[Trial]:
+    """The latest trials, of one service or of all, the newest first."""
+    statement = select(trials).order_by(trials.c.opened_at.desc(), trials.c.number.desc()).limit(limit)
+    if service is not None:
+        statement = statement.where(trials.c.service == service)
+    return [_trial(row) for row in connection.execute(statement).mappings()]
+
+
+def read_trial(connection: Connection, trial_id: str) -> Trial | None:
+    """The trial with this id."""
+    row = connection.execute(select(trials).where(trials.c.id == trial_id)).mappings().first()
+    return None if row is None else _trial(row)
 
 
 def latest_trial(connection: Connection, service: str) -> Trial | None:
@@ -105,7 +139,10 @@ def _trial(row: Any) -> Trial:
             **values,
             "table": TrialTable.from_json(json.loads(values["table"])),
             "policy": json.loads(values["policy"]),
+            "challengers": json.loads(values["challengers"]),
             "steps": tuple(json.loads(values["steps"])),
+            "dropped": json.loads(values["dropped"]),
+            "stop": Stop(**json.loads(values["stop"])) if values["stop"] else None,
         }
     )
 

@@ -1,0 +1,76 @@
+"""What changes while a trial runs: its coverage grows, losing challengers leave, a bandit moves weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from seatrial.experiments import assignment
+from seatrial.experiments.assignment import TrialTable
+from seatrial.experiments.evidence import Evidence
+from seatrial.experiments.ramp import next_coverage
+from seatrial.experiments.trial import Trial
+from seatrial.experiments.verdict import Judgement
+from seatrial.reconcile.actions import Action, ChangeTrial, MarkStep, MoveAlias, TagVersion
+from seatrial.reconcile.view import View
+
+
+def steer(view: View, trial: Trial, evidence: Evidence, judgement: Judgement) -> list[Action]:
+    """The changes that the look asks for; none before the replicas have the table that they were told."""
+    leaving = _take_aliases(view, trial)
+    if leaving:
+        return leaving
+    out = {**getattr(judgement, "drop", {}), **unloadable(view, trial)}
+    live = trial.table.arms
+    if out and len(out) < len(live) - 1:
+        table = trial.table
+        for arm in out:
+            table = assignment.drop(table, arm)
+        return [ChangeTrial(trial.service, replace(trial, table=table, dropped={**trial.dropped, **out}))]
+    if not _is_told(view, trial):
+        return []
+    wider = next_coverage(trial.policy, trial.table.coverage, trial.ramped_at, evidence, view.now)
+    if wider is not None:
+        table = assignment.with_coverage(trial.table, wider)
+        return [ChangeTrial(trial.service, replace(trial, table=table, ramped_at=view.now))]
+    moved = _moved_weights(trial.table, judgement)
+    return [] if moved is None else [ChangeTrial(trial.service, replace(trial, table=moved))]
+
+
+def unloadable(view: View, trial: Trial) -> dict[str, str]:
+    """Challengers still in the trial that a replica cannot load, and why."""
+    found = {
+        arm.name: (arm.version, view.error(arm.version))
+        for arm in trial.table.arms
+        if arm.name in trial.challengers
+    }
+    return {
+        name: f"version {version} cannot be loaded: {error}"
+        for name, (version, error) in found.items()
+        if error
+    }
+
+
+def _take_aliases(view: View, trial: Trial) -> list[Action]:
+    """Take the aliases of challengers that were dropped; one that a person has moved since is left alone."""
+    actions: list[Action] = []
+    for alias, why in trial.dropped.items():
+        step = f"drop:{alias}"
+        if step in trial.steps:
+            continue
+        version = trial.challengers[alias]
+        if view.desired.aliases.get(alias) == version:
+            actions.append(MoveAlias(trial.service, alias, None, version))
+        key = f"seatrial.trial.{trial.id}"
+        actions.append(TagVersion(trial.service, version, key, f"{alias}: dropped: {why}"))
+        actions.append(MarkStep(trial.service, trial.id, step))
+    return actions
+
+
+def _is_told(view: View, trial: Trial) -> bool:
+    """Whether every replica splits by the trial's present table."""
+    return view.is_settled and view.traffic.get("trial") == trial.table.to_json()
+
+
+def _moved_weights(table: TrialTable, judgement: Judgement) -> TrialTable | None:
+    wanted = getattr(judgement, "weights", None)
+    return None if wanted is None else assignment.reweight(table, wanted)
