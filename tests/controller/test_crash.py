@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from seatrial.config.service import ServiceConfig
 from seatrial.controller.loop import Controller
@@ -15,6 +21,8 @@ from seatrial.reconcile.apply import Applier
 from seatrial.registry import audit, audit_plot
 from seatrial.registry.client import connect
 from seatrial.store import Store, outcome_row
+from seatrial.store import store as store_module
+from seatrial.store.database import writing
 from tests.controller.one_replica import OneReplica
 
 pytestmark = pytest.mark.slow
@@ -40,11 +48,76 @@ class MortalApplier(Applier):
             raise KilledError
 
 
+class Reaper:
+    """Kills once after every write that leaves the process: a request to MLflow, a commit, a Serve config."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.survived: set[Any] = set()
+        self.doing = ""  # the action under way; nothing else is killed
+        self._seen: Counter[Any] = Counter()
+        send = requests.adapters.HTTPAdapter.send
+
+        def send_and_die(adapter: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+            response = send(adapter, request, *args, **kwargs)
+            path = request.path_url.split("?")[0]
+            if request.method != "GET" and not path.endswith("/search"):
+                self.after(request.method, path, _tag_of(request.body))
+            return response
+
+        @contextmanager
+        def write_and_die(engine: Any) -> Iterator[Any]:
+            with writing(engine) as connection:
+                yield connection
+            self.after("commit")
+
+        monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", send_and_die)
+        monkeypatch.setattr(store_module, "writing", write_and_die)
+
+    def watch(self, story: Story) -> None:
+        """Sit beside the story's controller, which was just started."""
+        put, apply = partial(type(story.serve).put, story.serve), story.applier.apply
+
+        def put_and_die(*args: Any, **kwargs: Any) -> None:
+            doing, self.doing = self.doing, ""  # what the replica then writes is not the controller's
+            put(*args, **kwargs)
+            self.doing = doing
+            self.after("serve")
+
+        def apply_named(action: Action) -> None:
+            self.doing, self._seen = repr(action), Counter()
+            try:
+                apply(action)
+            finally:
+                self.doing = ""
+
+        story.serve.put = put_and_die
+        story.applier.apply = apply_named
+
+    def after(self, *effect: Any) -> None:
+        if not self.doing:
+            return
+        self._seen[effect] += 1
+        key = (self.doing, effect, self._seen[effect])
+        if key not in self.survived:
+            self.survived.add(key)
+            raise KilledError
+
+
+def _tag_of(body: Any) -> str | None:
+    try:
+        return str(json.loads(body).get("key"))
+    except (TypeError, ValueError, AttributeError):
+        return None
+
+
 class Story:
     """From an empty service to a promotion, by a controller that may die again and again."""
 
-    def __init__(self, uri: str, folder: Path, name: str, *, mortal: bool = False) -> None:
+    def __init__(
+        self, uri: str, folder: Path, name: str, *, mortal: bool = False, reaper: Reaper | None = None
+    ) -> None:
         self.name = name
+        self.reaper = reaper
         self.uri = uri
         self.store = Store(f"sqlite:///{folder / name}.db")
         self.store.migrate()
@@ -75,6 +148,8 @@ class Story:
             stopwatch=lambda: 0.0,  # counting costs nothing, so that every pass counts
             holder="story",  # whoever comes after a death need not wait for its lease to run out
         )
+        if self.reaper is not None:
+            self.reaper.watch(self)
 
     def rest(self) -> None:
         """Passes until one has nothing to do; a controller that dies is started again."""
@@ -175,6 +250,18 @@ def test_killed_after_every_side_effect_the_end_is_the_same_and_nothing_is_twice
     story = Story(mlflow_uri, tmp_path, "killed", mortal=True)
     assert story.tell() == whole
     assert story.deaths > 20
+
+
+def test_killed_after_every_write_that_leaves_the_process_the_end_is_the_same(
+    whole: dict[str, Any], mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Generated: an action of several requests, such as an audit record, is cut after each of them."""
+    reaper = Reaper(monkeypatch)
+    story = Story(mlflow_uri, tmp_path, "reaped", reaper=reaper)
+    assert story.tell() == whole
+    kinds = {effect[0] for _, effect, _ in reaper.survived}
+    assert {"serve", "commit", "POST", "DELETE"} <= kinds
+    assert story.deaths == len(reaper.survived) > 30
 
 
 def test_killed_while_writing_the_audit_record_it_is_completed_in_the_same_run(

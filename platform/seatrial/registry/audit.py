@@ -221,8 +221,8 @@ def _fill(
     ]
     for start in range(0, len(metrics), 900):  # MLflow takes at most 1,000 in one request
         client.log_batch(run_id, metrics=metrics[start : start + 900])
-    client.set_tag(run_id, HASH_TAG, digest(body))
     client.set_terminated(run_id, end_time=int(decision.decided_at * 1000))
+    client.set_tag(run_id, HASH_TAG, digest(body))  # last: with it the record is whole
 
 
 def _points(look: Look) -> list[tuple[str, float]]:
