@@ -44,6 +44,8 @@ class Verbs(MutableMapping[str, Any]):
         if name not in VERBS:
             raise KeyError(name)
         module = importlib.import_module(f"seatrial.cli.{name}")
+        if hasattr(module, "app"):  # a verb with verbs of its own
+            return typer.main.get_command(module.app)
         holder = typer.Typer(add_completion=False, rich_markup_mode=None)
         holder.command(name, help=module.command.__doc__)(module.command)
         return typer.main.get_command(holder)
