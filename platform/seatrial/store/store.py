@@ -13,11 +13,12 @@ from seatrial.experiments.trial import Decision, Look, Stop, Trial
 from seatrial.store import lease, trials, writer
 from seatrial.store.database import migrate, open_engine, reading, writing
 from seatrial.store.evidence import read_evidence
+from seatrial.store.job_store import JobStore
 from seatrial.store.tables import replicas, services
 from seatrial.store.writer import Row
 
 
-class Store:
+class Store(JobStore):
     """Rows in, rows out; every write is idempotent. ``url`` is `sqlite:///…` or `postgresql+psycopg://…`.
 
     Raises (every method):
