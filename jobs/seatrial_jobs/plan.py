@@ -1,30 +1,34 @@
 """`python -m seatrial_jobs.plan RECIPE.yaml`: what a job would do, as one JSON line, without starting it.
 
-The time is an estimate: the job's floating-point operations over the speed at which this machine multiplies
-matrices of the model's own shapes, plus what a step and a start cost besides. It imports no torch where the
-base's `config.json` spells out its sizes.
+The time is an estimate: on CPUs the job's floating-point operations over the speed at which this machine
+multiplies matrices of the model's own shapes, on GPUs over `--gpu-tflops` for each, plus what a step and a
+start cost besides. It imports no torch where the base's `config.json` spells out its sizes, and writes
+nothing but the cache of bases.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 
-from seatrial.config.load import load
 from seatrial.config.recipe import PretrainRecipe, Recipe, TrainRecipe
-from seatrial.errors import SeatrialError, UserError
+from seatrial.errors import SeatrialError
+from seatrial.submission.recipes import load_recipe
+from seatrial_jobs import ledger
 from seatrial_jobs.events import complain
+from seatrial_jobs.memory import Memory, memory_of
 from seatrial_jobs.prepare import Prepared, prepare, read_config
+from seatrial_jobs.shape import Shape
 
 START_S = 25.0
 """Seconds from submission to the first step and from the last step to the version; measured on 2 cores."""
@@ -55,61 +59,22 @@ class Plan:
     parameters: int
     """Weights of the model, trained or not."""
     estimated_s: float | None
-    """Seconds from submission to version; ``None`` on GPUs, which this process does not measure."""
+    """Seconds from submission to version; ``None`` for a model whose sizes are not known."""
+    gpu_hours: float | None
+    """GPUs times hours."""
+    gpu_tflops: float | None
+    """What a GPU was taken to do; ``None`` on CPUs, which are measured."""
+    memory: Memory | None
+    """Bytes of one worker."""
+    digests: dict[str, str]
+    """SHA-256 of `code`, `config` and `data`: what tells one piece of work from another."""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a decoder that its time depends on."""
-
-    hidden: int
-    feed_forward: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    tied: bool
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Shape:
-        """From a Hugging Face `config.json`."""
-        hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-        return cls(
-            hidden=hidden,
-            feed_forward=int(config.get("intermediate_size") or 4 * hidden),
-            layers=int(config["num_hidden_layers"]),
-            heads=heads,
-            kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or hidden // heads),
-            vocabulary=int(config["vocab_size"]),
-            tied=bool(config.get("tie_word_embeddings", False)),
-        )
-
-    @property
-    def block(self) -> int:
-        """Weights of the matrices of all decoder blocks."""
-        attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.feed_forward)
-
-    @property
-    def parameters(self) -> int:
-        """All weights; norms, which are few, by their formula too."""
-        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return self.block + embeddings + self.hidden * (2 * self.layers + 1)
-
-    def flops_per_token(self, seq_tokens: int, *, trains_base: bool) -> float:
-        """Forward and backward (Kaplan et al. 2020, arXiv:2001.08361, 6N), attention scores included.
-
-        With frozen weights the gradients of the weights fall away: 4N.
-        """
-        matrices = self.block + self.vocabulary * self.hidden
-        scores = 2 * self.layers * self.heads * self.head_dim * seq_tokens
-        return (6 if trains_base else 4) * matrices + 6 * scores
-
-
-def plan(recipe: TrainRecipe | PretrainRecipe, root: Path | None = None) -> Plan:
-    """Read and pack the recipe's data, and estimate its time on this machine.
+def plan(
+    recipe: TrainRecipe | PretrainRecipe, root: Path | None = None, *, gpu_tflops: float = 125.0
+) -> Plan:
+    """Read and pack the recipe's data, and estimate its time: on this machine's CPUs, or on GPUs of so many
+    sustained TFLOP/s.
 
     Raises:
         UserError: data or base are missing, empty or do not fit together.
@@ -117,6 +82,9 @@ def plan(recipe: TrainRecipe | PretrainRecipe, root: Path | None = None) -> Plan
     prepared = prepare(recipe, root or Path.cwd())
     shape = _shape(recipe, prepared)
     device = _device(recipe)
+    tflops = gpu_tflops if device == "gpu" else None
+    estimated_s = _estimate_s(recipe, prepared, shape, tflops) if shape else None
+    gpus = recipe.resources.workers if device == "gpu" else 0
     return Plan(
         rows_read=prepared.split.rows_read,
         rows_kept=prepared.split.rows_kept,
@@ -130,8 +98,22 @@ def plan(recipe: TrainRecipe | PretrainRecipe, root: Path | None = None) -> Plan
         workers=recipe.resources.workers,
         device=device,
         parameters=shape.parameters if shape else 0,
-        estimated_s=_estimate_s(recipe, prepared, shape) if shape and device == "cpu" else None,
+        estimated_s=estimated_s,
+        gpu_hours=None if estimated_s is None else round(gpus * estimated_s / 3600, 4),
+        gpu_tflops=tflops,
+        memory=memory_of(recipe, shape, on_gpu=device == "gpu") if shape else None,
+        digests=_digests(recipe, prepared),
     )
+
+
+def _digests(recipe: TrainRecipe | PretrainRecipe, prepared: Prepared) -> dict[str, str]:
+    config = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
+    data = "\n".join((prepared.split.digest, prepared.base_digest, prepared.tokens_digest))
+    return {
+        "code": ledger.code_digest(),
+        "config": hashlib.sha256(config.encode()).hexdigest(),
+        "data": hashlib.sha256(data.encode()).hexdigest(),
+    }
 
 
 def _shape(recipe: TrainRecipe | PretrainRecipe, prepared: Prepared) -> Shape | None:
@@ -154,13 +136,17 @@ def _device(recipe: Recipe) -> str:
     return "gpu" if Path("/dev/nvidia0").exists() else "cpu"
 
 
-def _estimate_s(recipe: TrainRecipe | PretrainRecipe, prepared: Prepared, shape: Shape) -> float:
+def _estimate_s(
+    recipe: TrainRecipe | PretrainRecipe, prepared: Prepared, shape: Shape, gpu_tflops: float | None
+) -> float:
     run = recipe.run
     trains_base = isinstance(recipe, PretrainRecipe) or recipe.method.type != "lora"
     per_token = shape.flops_per_token(run.seq_tokens, trains_base=trains_base)
     tokens = prepared.steps * run.batch_rows * run.seq_tokens
     measured = _measurements(recipe, prepared) * run.seq_tokens
     flops = per_token * tokens + per_token / 3 * measured
+    if gpu_tflops is not None:  # sustained: all of a step is in it
+        return round(START_S + flops / (gpu_tflops * 1e12 * recipe.resources.workers), 1)
     speed = matmul_flops_per_s(shape, min(run.seq_tokens * 4, 2048))
     return round(START_S + OTHER_THAN_MATMUL * flops / speed, 1)
 
@@ -186,25 +172,17 @@ def matmul_flops_per_s(shape: Shape, tokens: int) -> float:
     return 2.0 * tokens * shape.hidden * shape.feed_forward * done / (time.perf_counter() - start)
 
 
-def kind_of(path: Path) -> type[TrainRecipe] | type[PretrainRecipe]:
-    """Which of the two recipes a file is, by the field that only pretraining has."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return TrainRecipe  # whose loading says what is wrong
-    return PretrainRecipe if isinstance(values, dict) and "register_as" in values else TrainRecipe
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the plan as one JSON line; 2 when the recipe or its data are wrong."""
-    given = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="python -m seatrial_jobs.plan")
+    parser.add_argument("recipe", type=Path, help="YAML file")
+    parser.add_argument("--gpu-tflops", type=float, default=125.0, help="sustained TFLOP/s of one GPU")
+    given = parser.parse_args(arguments)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        if len(given) != 1:
-            raise UserError(f"arguments: {' '.join(given) or 'none'}: give one recipe file")
-        path = Path(given[0])
-        print(json.dumps(asdict(plan(load(path, kind_of(path))))))  # type: ignore[arg-type]
+        recipe, _ = load_recipe(given.recipe)
+        print(json.dumps(asdict(plan(recipe, gpu_tflops=given.gpu_tflops))))
     except SeatrialError as error:
         complain(str(error))
         return error.exit_code

@@ -26,6 +26,7 @@ VERBS = {
     "env": "Print the shell lines that point plain ray and mlflow commands at the stack.",
     "data": "Build a data set.",
     "train": "Plan, submit and follow a training job.",
+    "jobs": "Show, follow, stop and retry the jobs of the queue.",
     "deploy": "Deploy a service, or change the one that runs.",
     "promote": "Set an alias of a service to a version.",
     "rollback": "Point the champion back at the previous version.",

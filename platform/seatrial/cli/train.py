@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from seatrial.cli import queueing
 from seatrial.cli.output import is_terminal, pairs, say
 from seatrial.cli.progress import PlainFollower, TerminalFollower
 from seatrial.cli.where import addresses
+from seatrial.config.addresses import Addresses
+from seatrial.config.jobs import JobsConfig, read_jobs_config
+from seatrial.config.recipe import PretrainRecipe, TrainRecipe
+from seatrial.errors import UserError
+from seatrial.submission import ask, controller
 from seatrial.submission import plan as planning
 from seatrial.submission.follow import follow, may_be_tried_again, require_success
+from seatrial.submission.package import pack
 from seatrial.submission.recipes import load_recipe
 from seatrial.submission.submit import connect, is_same_machine, make_job, submit
 
@@ -20,16 +28,24 @@ from seatrial.submission.submit import connect, is_same_machine, make_job, submi
 def command(
     recipe: Annotated[
         Path,
-        typer.Argument(help="Recipe (YAML) of a fine-tuning job or of a base model.", show_default=False),
+        typer.Argument(
+            help="Recipe (YAML) of a fine-tuning job, a search or a base model.", show_default=False
+        ),
     ],
     force: Annotated[
         bool, typer.Option("--force", help="Train from nothing, whatever is left of this very job.")
     ] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Submit and return; do not follow.")] = False,
-    retries: Annotated[
-        int,
-        typer.Option(min=0, help="Submit again when the driver was killed; the job resumes where it was."),
-    ] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and end; nothing is submitted or written.")
+    ] = False,
+    detach: queueing.DetachOption = False,
+    team: queueing.TeamOption = None,
+    priority: queueing.PriorityOption = 0,
+    after: queueing.AfterOption = None,
+    retries: queueing.RetriesOption = 1,
+    time_limit: queueing.TimeLimitOption = None,
+    cron: queueing.CronOption = None,
+    env: queueing.EnvOption = None,
     upload: Annotated[
         bool | None,
         typer.Option(
@@ -38,21 +54,115 @@ def command(
             show_default=False,
         ),
     ] = None,
+    no_queue: Annotated[
+        bool, typer.Option("--no-queue", help="Hand it to Ray at once, as without a controller.")
+    ] = False,
 ) -> None:
     """Plan, submit and follow a training job.
 
     The same job as `ray job submit -- python -m seatrial_jobs.train RECIPE`, with its plan first and a
-    progress bar. Ctrl-C stops the following, not the job. Ends with the job's exit code.
+    progress bar. Where a controller runs, it goes through the queue: the same work is submitted once, waits
+    for its turn and for room, and is tried again when its driver or its node was lost. Ctrl-C stops the
+    following, not the job. Ends with the job's exit code.
     """
     checked, module = load_recipe(recipe)
     found = addresses()
-    client = connect(found)
-    pairs(planning.rows(planning.make_plan(recipe)))
+    config = read_jobs_config(found.home)
+    if dry_run:
+        pairs(planning.rows(planning.make_plan(recipe, gpu_tflops=config.gpu_tflops), config))
+        return
+    connect(found)
+    wishes = ask.Wishes(
+        team=_team(team, config),
+        priority=priority,
+        after=tuple(after or ()),
+        retries=retries,
+        time_limit_s=None if time_limit is None else 3600 * time_limit,
+        cron=cron,
+        env=queueing.pairs_of(env),
+    )
+    plan = planning.make_plan(recipe, gpu_tflops=config.gpu_tflops)
+    pairs(planning.rows(plan, config))
     sends = (not is_same_machine(found)) if upload is None else upload
-    for attempt in range(retries + 1):
+    if not no_queue and controller.answers(found):
+        _queue(checked, module, recipe, plan, wishes, found, sends=sends, force=force, detach=detach)
+        return
+    _require_plain(wishes, no_queue=no_queue)
+    _directly(checked.name, module, recipe, found, wishes, sends=sends, force=force, detach=detach)
+
+
+def _team(given: str | None, config: JobsConfig) -> str:
+    team = queueing.team_of(given)
+    if config.teams and team not in config.teams:
+        raise UserError(f"--team: {team}: not in jobs.yaml: give one of {', '.join(sorted(config.teams))}")
+    return team
+
+
+def _queue(
+    recipe: TrainRecipe | PretrainRecipe,
+    module: str,
+    file: Path,
+    plan: Mapping[str, object],
+    wishes: ask.Wishes,
+    found: Addresses,
+    *,
+    sends: bool,
+    force: bool,
+    detach: bool,
+) -> None:
+    folder, now = Path.cwd(), time.time()
+    package = pack(folder) if sends else None
+    wanted = ask.of_recipe(
+        recipe,
+        module,
+        file,
+        planning.digests(plan),
+        wishes,
+        folder=folder,
+        package=package.digest if package else None,
+        force=force,
+        now=now,
+    )
+    queueing.send(found, wanted, package, force=force, detach=detach)
+
+
+def _require_plain(wishes: ask.Wishes, *, no_queue: bool) -> None:
+    """Ray alone knows no order, no schedule and no limit.
+
+    Raises:
+        UserError: something that the queue does was asked for.
+    """
+    asked = {"--after": wishes.after, "--cron": wishes.cron, "--time-limit": wishes.time_limit_s}
+    for name, value in asked.items():
+        if value:
+            why = "--no-queue leaves it out" if no_queue else "no controller answers"
+            raise UserError(f"{name}: needs the queue, and {why}: run `seatrial up`, or leave it away")
+
+
+def _directly(
+    name: str,
+    module: str,
+    recipe: Path,
+    found: Addresses,
+    wishes: ask.Wishes,
+    *,
+    sends: bool,
+    force: bool,
+    detach: bool,
+) -> None:
+    """Without a queue: submit through Ray's Jobs API, follow, and submit again what was lost."""
+    client = connect(found)
+    for attempt in range(wishes.retries + 1):
         afresh = force and attempt == 0  # the next attempts go on where the first one was cut off
         job = make_job(
-            module, recipe, checked.name, folder=Path.cwd(), upload=sends, force=afresh, now=time.time()
+            module,
+            recipe,
+            name,
+            folder=Path.cwd(),
+            upload=sends,
+            force=afresh,
+            env=wishes.env,
+            now=time.time(),
         )
         submission_id = submit(client, job)
         say(f"submitted  {submission_id}")
@@ -61,12 +171,12 @@ def command(
             return
         with TerminalFollower() if is_terminal() else PlainFollower() as follower:
             try:
-                ending = follow(client, submission_id, follower.hear)
+                ending = follow(client, submission_id, follower.hear, recipe=str(recipe))
             except KeyboardInterrupt:
                 say(f"detached: {submission_id} goes on")
                 say(f"follow again: ray job logs -f {submission_id}   end it: ray job stop {submission_id}")
                 raise typer.Exit(130) from None
-        if attempt == retries or not may_be_tried_again(ending):
+        if attempt == wishes.retries or not may_be_tried_again(ending):
             break
         say(f"{submission_id}: {ending.why}: submitting again")
     require_success(submission_id, ending)

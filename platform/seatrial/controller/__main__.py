@@ -14,9 +14,10 @@ import uvicorn
 
 from seatrial.config.addresses import Addresses
 from seatrial.controller.api import build
-from seatrial.controller.loop import Controller
+from seatrial.controller.loop import STALLED_S, Controller
 from seatrial.errors import SeatrialError, UserError
 from seatrial.monitoring import logs
+from seatrial.submission.dispatcher import Dispatcher
 
 POLL_S = 2.0
 PORT = 8787
@@ -46,9 +47,16 @@ def main() -> None:
         finally:
             server.should_exit = True
 
+    def leads() -> bool:
+        # A loop that hangs must lose the lease, so nobody else renews it for it.
+        at = controller.report.at
+        return at is not None and controller.clock() - at <= STALLED_S and controller.leadership.is_held()
+
+    dispatcher = Dispatcher.of(addresses, leads=leads)
     threads = [
         threading.Thread(target=loop, name="reconcile"),
         threading.Thread(target=controller.keep_lease, args=(stop,), name="lease"),
+        threading.Thread(target=dispatcher.run, args=(stop,), name="jobs"),
     ]
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn takes these while it serves, and raises them once more when it has ended.

@@ -79,6 +79,8 @@ class Job:
     """Makes it a schedule: it never runs itself."""
     wants_stop: bool = False
     is_accounted: bool = False
+    passed_at: float | None = None
+    """Since when others start before it because it does not fit."""
     ended_at: float | None = None
     exit_code: int | None = None
     cause: Cause | None = None

@@ -28,6 +28,7 @@ jobs = Table(
     Column("cron", String(128)),
     Column("wants_stop", Boolean, nullable=False),
     Column("is_accounted", Boolean, nullable=False),
+    Column("passed_at", Double),
     Column("ended_at", Double),
     Column("exit_code", Integer),
     Column("cause", Text),

@@ -50,6 +50,7 @@ def again(connection: Connection, job_id: str, *, now: float) -> bool:
         "ended_at": None,
         "exit_code": None,
         "cause": None,
+        "passed_at": None,
     }
     return connection.execute(update(jobs).where(*is_over).values(values)).rowcount > 0
 
@@ -147,7 +148,7 @@ def _row(job: Job) -> dict[str, Any]:
 
 def _job(row: Any) -> Job:
     values = {field.name: row[field.name] for field in fields(Job)}
-    parsed = {name: None if row[name] is None else json.loads(row[name]) for name in TEXTS}
+    parsed: dict[str, Any] = {name: json.loads(row[name] or "null") for name in TEXTS}
     return Job(
         **{
             **values,

@@ -13,6 +13,15 @@ from seatrial.errors import RetryableError, UserError
 TIMEOUT_S = 10.0
 
 
+def answers(addresses: Addresses) -> bool:
+    """Whether a controller, leading or standing by, is there to run the queue."""
+    try:
+        body = httpx.get(f"{addresses.controller_url}/healthz", timeout=TIMEOUT_S).json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError):
+        return False
+    return isinstance(body, dict) and "leader" in body
+
+
 def status(addresses: Addresses) -> Mapping[str, Any]:
     """The controller's `/status`.
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from seatrial.errors import RetryableError, SeatrialError
-from seatrial.monitoring.logs import COLOUR, cause
+from seatrial.monitoring.logs import COLOUR
+from seatrial.store.job import Cause
+from seatrial.submission.causes import Finish, Next, diagnose
 from seatrial.submission.events import Event, Lines, parse
+from seatrial.submission.screening import redact
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -19,10 +21,7 @@ if TYPE_CHECKING:
 KEPT_LINES = 200
 RECONNECT_S = 2.0
 RECONNECTS = 30  # in a row without a new line
-KILLED = 128 + 9  # as a shell reports SIGKILL
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-# `(RayTrainWorker pid=…)` repetitions and Ray's notes about itself explain no failure.
-RAY_CHATTER = re.compile(r"^\(\w[\w() ]*pid=|INFO (?:worker|job_manager|sdk|cli)\.py")
 
 
 class JobFailedError(SeatrialError):
@@ -39,13 +38,24 @@ class Ending:
 
     status: str
     exit_code: int | None
-    why: str
+    cause: Cause | None = None
+
+    @property
+    def why(self) -> str:
+        """The cause in one line."""
+        return "" if self.cause is None else self.cause.text
 
 
-def follow(client: JobSubmissionClient, submission_id: str, hear: Callable[[Event | str], None]) -> Ending:
-    """Pass every event and line to ``hear`` until the job ends.
+def follow(
+    client: JobSubmissionClient,
+    submission_id: str,
+    hear: Callable[[Event | str], None],
+    *,
+    recipe: str | None = None,
+) -> Ending:
+    """Pass every event and line to ``hear`` until the job ends; what looks like a secret is hidden.
 
-    Ctrl-C leaves the job alone and passes on.
+    ``recipe`` is for the command to run next after a failure. Ctrl-C leaves the job alone and passes on.
 
     Raises:
         RetryableError: the cluster stopped answering; the job may go on.
@@ -55,11 +65,12 @@ def follow(client: JobSubmissionClient, submission_id: str, hear: Callable[[Even
     def take(line: str) -> None:
         found = parse(line)
         if isinstance(found, str):
+            found = redact(found)
             kept.append(COLOUR.sub("", found))
         hear(found)
 
     asyncio.run(_read(client, submission_id, take))
-    return _ending(client, submission_id, list(kept))
+    return _ending(client, submission_id, list(kept), recipe)
 
 
 def require_success(submission_id: str, ending: Ending) -> None:
@@ -70,22 +81,22 @@ def require_success(submission_id: str, ending: Ending) -> None:
     """
     if ending.status == "SUCCEEDED":
         return
-    code = ending.exit_code if ending.exit_code and 0 < ending.exit_code < 256 else 1
-    raise JobFailedError(submission_id, ending.why, code)
+    raise JobFailedError(submission_id, _told(ending), exit_code_of(ending.exit_code))
+
+
+def exit_code_of(driver: int | None) -> int:
+    """The driver's exit code where it is one of a failure that a process can have, else 1."""
+    return driver if driver and 0 < driver < 256 else 1
+
+
+def _told(ending: Ending) -> str:
+    cause = ending.cause
+    return ending.status if cause is None else f"{cause.text} (next: {cause.remedy})"
 
 
 def may_be_tried_again(ending: Ending) -> bool:
-    """Whether the same job can be expected to get further next time, from its last checkpoint.
-
-    Its driver was killed or lost, or says so with the exit code of a :class:`RetryableError`.
-    """
-    if ending.status != "FAILED":
-        return False
-    return (
-        ending.exit_code is None
-        or ending.exit_code < 0
-        or ending.exit_code in (RetryableError.exit_code, KILLED)
-    )
+    """Whether the same job can be expected to get further next time, from its last checkpoint."""
+    return ending.cause is not None and ending.cause.is_retryable
 
 
 async def _read(client: JobSubmissionClient, submission_id: str, take: Callable[[str], None]) -> None:
@@ -130,19 +141,16 @@ async def _lines(client: JobSubmissionClient, submission_id: str) -> AsyncIterat
         yield line
 
 
-def _ending(client: JobSubmissionClient, submission_id: str, kept: list[str]) -> Ending:
+def _ending(client: JobSubmissionClient, submission_id: str, kept: list[str], recipe: str | None) -> Ending:
     try:
         info = client.get_job_info(submission_id)
     except broken() as error:
         raise _lost(submission_id) from error
-    status = str(info.status.value)
-    said = [line for line in kept if not RAY_CHATTER.search(line)]
-    message = (str(info.message or "").strip().splitlines() or [""])[0]
-    if status == "STOPPED":
-        return Ending(status, info.driver_exit_code, "was stopped")
-    why = cause(said) or message or status
-    if info.driver_exit_code is None or info.driver_exit_code < 0:
-        why = message or why  # the driver had no chance to say anything
-    elif info.driver_exit_code == KILLED:
-        why = "its driver was killed (SIGKILL; out of memory?)"
-    return Ending(status, info.driver_exit_code, why)
+    finish = Finish(
+        str(info.status.value),
+        info.driver_exit_code,
+        str(info.message or ""),
+        str(info.error_type or ""),
+        kept,
+    )
+    return Ending(finish.status, finish.exit_code, diagnose(finish, Next.in_ray(submission_id, recipe)))

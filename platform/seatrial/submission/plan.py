@@ -8,14 +8,15 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from seatrial.config.jobs import JobsConfig
 from seatrial.errors import SeatrialError, UserError
 from seatrial.monitoring.logs import cause
 
 MODULE = "seatrial_jobs.plan"
 
 
-def make_plan(recipe: Path) -> Mapping[str, object]:
-    """Rows, tokens, steps, workers, device and estimated seconds, as `python -m seatrial_jobs.plan` says.
+def make_plan(recipe: Path, *, gpu_tflops: float) -> Mapping[str, object]:
+    """Rows, tokens, steps, memory, time and digests, as `python -m seatrial_jobs.plan` says.
 
     It reads the data in a process of its own: the control plane loads no model library.
 
@@ -24,7 +25,10 @@ def make_plan(recipe: Path) -> Mapping[str, object]:
         SeatrialError: the planner ended in another way.
     """
     done = subprocess.run(
-        [sys.executable, "-m", MODULE, str(recipe)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", MODULE, str(recipe), "--gpu-tflops", str(gpu_tflops)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     complaints = [line for line in done.stderr.splitlines() if line.strip()]
     if done.returncode == UserError.exit_code and complaints:
@@ -41,8 +45,17 @@ def make_plan(recipe: Path) -> Mapping[str, object]:
     return found
 
 
-def rows(plan: Mapping[str, object]) -> list[tuple[str, str]]:
-    """The plan as `name, value` pairs for people, in the order in which one asks."""
+def digests(plan: Mapping[str, object]) -> Mapping[str, str]:
+    """SHA-256 of the code, the configuration and the data."""
+    found = plan.get("digests")
+    return {str(name): str(value) for name, value in found.items()} if isinstance(found, Mapping) else {}
+
+
+def rows(plan: Mapping[str, object], config: JobsConfig | None = None) -> list[tuple[str, str]]:
+    """The plan as `name, value` pairs for people, in the order in which one asks.
+
+    ``config`` has the price of a GPU-hour.
+    """
     read, kept = plan.get("rows_read"), plan.get("rows_kept")
     shown = [
         ("data", f"{_count(kept)} of {_count(read)} rows kept, {_count(plan.get('heldout'))} held out"),
@@ -54,10 +67,36 @@ def rows(plan: Mapping[str, object]) -> list[tuple[str, str]]:
     if plan.get("cut_documents"):
         lost = f"{_count(plan.get('cut_tokens'))} tokens of {_count(plan.get('cut_documents'))} documents"
         shown.insert(2, ("cut", f"{lost} longer than run.seq_tokens"))
-    estimated = plan.get("estimated_s")
+    shown += _memory(plan.get("memory"))
+    estimated, tflops = plan.get("estimated_s"), plan.get("gpu_tflops")
     if isinstance(estimated, int | float):
-        shown.append(("estimated", duration(float(estimated))))
+        assumed = f", at {tflops:g} TFLOP/s for each GPU (jobs.yaml: gpu_tflops)" if tflops else ""
+        shown.append(("estimated", f"{duration(float(estimated))}{assumed}"))
+    shown += _gpu_hours(plan.get("gpu_hours"), config)
     return [(name, value) for name, value in shown if "None" not in value]
+
+
+def _memory(found: object) -> list[tuple[str, str]]:
+    if not isinstance(found, Mapping):
+        return []
+    parts = ", ".join(f"{name} {_size(value)}" for name, value in found.items())
+    return [("memory", f"{_size(sum(found.values()))} for each worker: {parts}")]
+
+
+def _gpu_hours(hours: object, config: JobsConfig | None) -> list[tuple[str, str]]:
+    if not isinstance(hours, int | float):
+        return []
+    price = config.gpu_hour_price if config else None
+    cost = f", {hours * price:.2f} {config.currency}" if config and price is not None and hours else ""
+    return [("GPU-hours", f"{hours:.2f}{cost}" if hours else "0")]
+
+
+def _size(count: int) -> str:
+    """`512 KiB`, `3.1 MiB` or `1.7 GiB`."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 2**10:.0f} KiB"
 
 
 def duration(seconds: float) -> str:

@@ -10,13 +10,16 @@ from seatrial.config.load import load
 from seatrial.config.recipe import PretrainRecipe, TrainRecipe
 from seatrial.config.section import Section
 from seatrial.config.service import ServiceConfig
+from seatrial.config.tune import TuneRecipe
 from seatrial.errors import UserError
 
 TRAIN_MODULE = "seatrial_jobs.train"
 PRETRAIN_MODULE = "seatrial_jobs.pretrain"
+TUNE_MODULE = "seatrial_jobs.tune"
 
 # A key of the top level → the kind of file that has it; the first one decides.
 SIGNS: dict[str, type[Section]] = {
+    "search": TuneRecipe,
     "register_as": PretrainRecipe,
     "architecture": PretrainRecipe,
     "engine": ServiceConfig,
@@ -54,7 +57,7 @@ def load_service(path: Path) -> ServiceConfig:
         UserError: the file is missing, or is a recipe.
         ConfigError: one problem for each bad field.
     """
-    if _shown_kind(path) in (TrainRecipe, PretrainRecipe):
+    if _shown_kind(path) in (TrainRecipe, PretrainRecipe, TuneRecipe):
         raise UserError(f"{path}: a recipe, not a service file: `seatrial train {path}`")
     return load(path, ServiceConfig)
 
@@ -69,6 +72,8 @@ def load_recipe(path: Path) -> tuple[TrainRecipe | PretrainRecipe, str]:
     kind = kind_of(path)
     if kind is PretrainRecipe:
         return load(path, PretrainRecipe), PRETRAIN_MODULE
+    if kind is TuneRecipe:
+        return load(path, TuneRecipe), TUNE_MODULE
     if kind is ServiceConfig:
         raise UserError(f"{path}: a service file, not a recipe: `seatrial deploy {path}`")
     return load(path, TrainRecipe), TRAIN_MODULE

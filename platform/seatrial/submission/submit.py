@@ -17,6 +17,7 @@ from seatrial.config.addresses import Addresses, read_recorded
 from seatrial.errors import RetryableError, SeatrialError, UserError
 from seatrial.monitoring.bearer import bearer, token_source
 from seatrial.monitoring.probe import Probe
+from seatrial.submission.screening import require_none
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -68,7 +69,15 @@ def is_same_machine(addresses: Addresses) -> bool:
 
 
 def make_job(
-    module: str, recipe: Path, name: str, *, folder: Path, upload: bool, force: bool = False, now: float
+    module: str,
+    recipe: Path,
+    name: str,
+    *,
+    folder: Path,
+    upload: bool,
+    force: bool = False,
+    env: Mapping[str, str] | None = None,
+    now: float,
 ) -> Job:
     """The job that runs `python -m MODULE RECIPE` in ``folder``.
 
@@ -78,22 +87,29 @@ def make_job(
     Raises:
         UserError: a recipe outside of the folder that is uploaded.
     """
-    where = recipe.absolute()
-    arguments = ["--force"] if force else []
-    runtime_env: dict[str, Any] = {}
-    if upload:
-        if not where.is_relative_to(folder.absolute()):
-            raise UserError(
-                f"{recipe}: outside of {folder}, which is uploaded: run this in a folder above it"
-            )
-        shown = str(where.relative_to(folder.absolute()))
-        entrypoint = shlex.join(["python", "-m", module, shown, *arguments])
-        runtime_env["working_dir"] = str(folder.absolute())
-    else:
-        command = shlex.join([sys.executable, "-m", module, str(where), *arguments])
-        entrypoint = f"cd {shlex.quote(str(folder.absolute()))} && exec {command}"
+    entrypoint = entrypoint_of(module, recipe, folder=folder, upload=upload, force=force)
+    runtime_env: dict[str, Any] = {"working_dir": str(folder.absolute())} if upload else {}
+    if env:
+        runtime_env["env_vars"] = dict(env)
     metadata = {"seatrial.recipe": recipe.name, "seatrial.job": name}
     return Job(submission_id(name, now), entrypoint, runtime_env, metadata)
+
+
+def entrypoint_of(module: str, recipe: Path, *, folder: Path, upload: bool, force: bool) -> str:
+    """The command that runs the recipe in ``folder``, or in its copy where it is uploaded.
+
+    Raises:
+        UserError: a recipe outside of the folder that is uploaded.
+    """
+    where = recipe.absolute()
+    arguments = ["--force"] if force else []
+    if not upload:
+        command = shlex.join([sys.executable, "-m", module, str(where), *arguments])
+        return f"cd {shlex.quote(str(folder.absolute()))} && exec {command}"
+    if not where.is_relative_to(folder.absolute()):
+        raise UserError(f"{recipe}: outside of {folder}, which is uploaded: run this in a folder above it")
+    shown = str(where.relative_to(folder.absolute()))
+    return shlex.join(["python", "-m", module, shown, *arguments])
 
 
 def submission_id(name: str, now: float) -> str:
@@ -105,8 +121,10 @@ def submit(client: JobSubmissionClient, job: Job) -> str:
     """Submit it and return its id.
 
     Raises:
+        UserError: something in it looks like a secret.
         SeatrialError: the cluster refused it.
     """
+    require_none(job.entrypoint, job.runtime_env.get("env_vars", {}), job.metadata)
     try:
         accepted = client.submit_job(
             entrypoint=job.entrypoint,

@@ -33,6 +33,7 @@ def upgrade() -> None:
         sa.Column("cron", sa.String(128), nullable=True),
         sa.Column("wants_stop", sa.Boolean(), nullable=False),
         sa.Column("is_accounted", sa.Boolean(), nullable=False),
+        sa.Column("passed_at", sa.Double(), nullable=True),
         sa.Column("ended_at", sa.Double(), nullable=True),
         sa.Column("exit_code", sa.Integer(), nullable=True),
         sa.Column("cause", sa.Text(), nullable=True),

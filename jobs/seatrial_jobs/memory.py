@@ -1,0 +1,82 @@
+"""How many bytes a worker needs, from the sizes of its model: an estimate for the plan.
+
+P weights, of which t are trained; b rows of T tokens in a pass; h, f, H, K, d, V as in the model's
+configuration (hidden, feed-forward, heads, key-value heads, head size, vocabulary); L layers; w bytes a
+weight and a bytes an activation (4, or 2 in bfloat16):
+
+- weights      w P                                        (frozen weights are bfloat16 on GPUs)
+- gradients    4 t, twice with several workers            (DistributedDataParallel's buckets)
+- optimizer    8 t                                        (AdamW's two moments in float32)
+- activations  b T (L (a (6 h + 2 (H + K) d + 4 f) + 8 h) + 12 V)
+
+The activations are what the backward pass of a Llama block keeps: the inputs of its seven matrices, both
+norms' inputs and outputs (float32 once more each), queries, keys and values after rotation, and three
+tensors of the gated feed-forward part. Attention scores are never kept (Dao et al. 2022, arXiv:2205.14135;
+Korthikanti et al. 2022, arXiv:2205.05198, count GPT blocks in this way). Logits are kept in float32 with
+their softmax and its gradient. What CUDA, torch and fragmentation take besides is not in it: leave 15 %.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from seatrial.config.method import LoraMethod
+from seatrial.config.recipe import PretrainRecipe, TrainRecipe
+from seatrial_jobs.shape import Shape
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one worker."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+
+def memory_of(recipe: TrainRecipe | PretrainRecipe, shape: Shape, *, on_gpu: bool) -> Memory:
+    """What one worker of the recipe needs."""
+    run, workers = recipe.run, recipe.resources.workers
+    rows = run.batch_rows // (workers * run.accumulate)
+    is_lora = isinstance(recipe, TrainRecipe) and isinstance(recipe.method, LoraMethod)
+    trained = _adapter_weights(recipe.method, shape) if is_lora else shape.parameters  # type: ignore[union-attr]
+    halves = run.precision == "bfloat16" or (run.precision == "auto" and on_gpu)
+    each = _bytes_of_weight(recipe, frozen=is_lora, on_gpu=on_gpu)
+    return Memory(
+        weights=each * shape.parameters + (4 * trained if is_lora else 0),
+        gradients=4 * trained * (2 if workers > 1 else 1),
+        optimizer=8 * trained,
+        activations=activation_bytes(shape, rows * run.seq_tokens, bytes_each=2 if halves else 4),
+    )
+
+
+def activation_bytes(shape: Shape, tokens: int, *, bytes_each: int) -> int:
+    """Bytes that are kept for the backward pass over so many tokens."""
+    s = shape
+    block = bytes_each * (6 * s.hidden + 2 * (s.heads + s.kv_heads) * s.head_dim + 4 * s.feed_forward)
+    return tokens * (s.layers * (block + 8 * s.hidden) + 12 * s.vocabulary)
+
+
+def _bytes_of_weight(recipe: TrainRecipe | PretrainRecipe, *, frozen: bool, on_gpu: bool) -> int:
+    dtype = recipe.model.dtype if isinstance(recipe, TrainRecipe) else "float32"
+    if dtype == "auto":
+        return 2 if frozen and on_gpu else 4
+    return 4 if dtype == "float32" else 2
+
+
+def _adapter_weights(method: LoraMethod, shape: Shape) -> int:
+    """Weights of A (r, in) and B (out, r) over the adapted layers; unknown names count as all of them."""
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    sizes = {
+        "q_proj": shape.hidden + queries,
+        "k_proj": shape.hidden + keys,
+        "v_proj": shape.hidden + keys,
+        "o_proj": queries + shape.hidden,
+        "gate_proj": shape.hidden + shape.feed_forward,
+        "up_proj": shape.hidden + shape.feed_forward,
+        "down_proj": shape.feed_forward + shape.hidden,
+    }
+    known = method.targets != "all-linear" and all(name in sizes for name in method.targets)
+    names = method.targets if known else tuple(sizes)
+    return shape.layers * method.rank * sum(sizes[name] for name in names)

@@ -1,0 +1,149 @@
+"""What the verbs that touch the queue share: the store, options, and following to the end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from seatrial.cli.output import is_terminal, say
+from seatrial.cli.progress import PlainFollower, TerminalFollower
+from seatrial.config.addresses import Addresses
+from seatrial.config.jobs import DEFAULT_TEAM, TEAM_VARIABLE
+from seatrial.errors import UserError
+from seatrial.store import Store
+from seatrial.store.job import Job
+from seatrial.submission import watch
+from seatrial.submission.ask import Placed, place
+from seatrial.submission.package import Package
+from seatrial.submission.submit import connect
+
+DETACHED = 130
+
+TeamOption = Annotated[
+    str | None,
+    typer.Option(help=f"Team whose quota and share count; otherwise {TEAM_VARIABLE}.", show_default=False),
+]
+PriorityOption = Annotated[
+    int, typer.Option(min=-100, max=100, help="Higher goes first among the jobs of the same team.")
+]
+AfterOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Job that must have succeeded first; may be given again.", show_default=False),
+]
+RetriesOption = Annotated[
+    int,
+    typer.Option(min=0, help="Times that it is tried again when its driver, its node or a part was lost."),
+]
+TimeLimitOption = Annotated[
+    float | None, typer.Option(min=0.001, help="Hours after which it is stopped.", show_default=False)
+]
+CronOption = Annotated[
+    str | None,
+    typer.Option(help="Five-field schedule in UTC: queue it each time instead of now.", show_default=False),
+]
+EnvOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME=VALUE for the job's environment, shown in the dashboard; no secrets.", show_default=False
+    ),
+]
+DetachOption = Annotated[bool, typer.Option("--detach", help="Submit and return; do not follow.")]
+
+
+@contextmanager
+def opened(addresses: Addresses) -> Iterator[Store]:
+    """The store, its tables up to date."""
+    store = Store(addresses.store_url)
+    try:
+        store.migrate()
+        yield store
+    finally:
+        store.close()
+
+
+def team_of(given: str | None) -> str:
+    """The team that submits."""
+    return given or os.environ.get(TEAM_VARIABLE) or DEFAULT_TEAM
+
+
+def pairs_of(given: list[str] | None) -> dict[str, str]:
+    """`NAME=VALUE` texts as a mapping.
+
+    Raises:
+        UserError: one without a name or `=`.
+    """
+    found = {}
+    for text in given or []:
+        name, is_given, value = text.partition("=")
+        if not is_given or not name.isidentifier():
+            raise UserError(f"--env: {name}: give NAME=VALUE")
+        found[name] = value
+    return found
+
+
+def send(found: Addresses, wanted: Job, package: Package | None, *, force: bool, detach: bool) -> None:
+    """Put a job into the queue and follow it to its end.
+
+    Raises:
+        JobFailedError: it ended badly.
+    """
+    now = time.time()
+    with opened(found) as store:
+        if package is not None:
+            store.add_package(package.digest, package.body, now=now)
+        placed = place(store, wanted, force=force, now=now)
+        tell_placed(placed)
+        if detach or placed.job.cron is not None:
+            say(f"follow     seatrial jobs logs -f {placed.job.id}")
+            return
+        conclude(follow_to_end(store, found, placed.job.id))
+
+
+def tell_placed(placed: Placed) -> None:
+    """Say what became of a request."""
+    job = placed.job
+    if placed.how == "queued" and job.cron is not None:
+        say(f"scheduled  {job.id}  next {moment(job.ready_at)}")
+    elif placed.how == "queued":
+        say(f"queued     {job.id}")
+    elif placed.how == "queued again":
+        say(f"queued     {job.id} again, as attempt {job.ray_id}")
+    elif placed.how == "attached":
+        say(f"attached   {job.id}: the same work is {job.state} already (--force submits another)")
+    else:
+        say(f"finished   {job.id}: the same work has succeeded before (--force submits another)")
+
+
+def moment(at: float) -> str:
+    """`2026-11-24 09:30 UTC`."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at))
+
+
+def follow_to_end(store: Store, addresses: Addresses, job_id: str) -> Job:
+    """Show the job until it has ended. Ctrl-C stops the showing, not the job."""
+    looking = watch.Watch(
+        store, connect(addresses), TerminalFollower if is_terminal() else PlainFollower, say
+    )
+    try:
+        return looking.to_end(job_id)
+    except KeyboardInterrupt:
+        say(f"detached   {job_id} goes on")
+        say(f"follow     seatrial jobs logs -f {job_id}")
+        say(f"end        seatrial jobs stop {job_id}")
+        raise typer.Exit(DETACHED) from None
+
+
+def conclude(job: Job) -> None:
+    """Say how it ended.
+
+    Raises:
+        JobFailedError: badly.
+    """
+    watch.require_success(job)
+    made = f"  {job.result['version']}" if job.result.get("version") else ""
+    say(f"succeeded  {job.id}{made}")

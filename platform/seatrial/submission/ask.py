@@ -1,0 +1,181 @@
+"""Put a job into the queue, or find the one that does the same work already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from seatrial.config.recipe import Recipe
+from seatrial.errors import UserError
+from seatrial.store import Store
+from seatrial.store.job import ENDED, Job, Need, Spec
+from seatrial.submission import screening
+from seatrial.submission.cron import Cron
+from seatrial.submission.submit import entrypoint_of
+
+DIGITS = 10
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the person asks for besides the work itself."""
+
+    team: str
+    priority: int = 0
+    after: tuple[str, ...] = ()
+    retries: int = 1
+    time_limit_s: float | None = None
+    cron: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The job that does the work. ``how`` says what became of the request."""
+
+    job: Job
+    how: Literal["queued", "queued again", "attached", "finished before"]
+
+
+def of_recipe(
+    recipe: Recipe,
+    module: str,
+    file: Path,
+    digests: Mapping[str, str],
+    wishes: Wishes,
+    *,
+    folder: Path,
+    package: str | None,
+    force: bool,
+    now: float,
+) -> Job:
+    """The job that runs a recipe; ``digests`` are the plan's, of code, configuration and data.
+
+    Raises:
+        UserError: a recipe outside of the folder that travels, or something that looks like a secret.
+    """
+    commands = [
+        entrypoint_of(module, file, folder=folder, upload=package is not None, force=forced)
+        for forced in (force, False)
+    ]
+    metadata = {"seatrial.recipe": file.name, "seatrial.job": recipe.name, "seatrial.team": wishes.team}
+    screening.require_none(commands[0], wishes.env, metadata, _texts(recipe.model_dump(mode="json")))
+    resources = recipe.resources
+    need = Need(
+        workers=resources.workers,
+        cpus=resources.cpus_per_worker,
+        gpus=1.0 if resources.device == "gpu" else 0.0,
+        is_auto=resources.device == "auto",
+    )
+    spec = Spec(commands[0], commands[1], dict(wishes.env), metadata, package, str(file))
+    work = [module, dict(digests), package, dict(wishes.env)]
+    return _job(recipe.name, work, spec, need, wishes, now)
+
+
+def of_command(
+    name: str,
+    command: Sequence[str],
+    need: Need,
+    wishes: Wishes,
+    *,
+    folder: Path,
+    package: str | None,
+    now: float,
+) -> Job:
+    """The job that runs any command in the folder.
+
+    Raises:
+        UserError: something that looks like a secret.
+    """
+    line = shlex.join(
+        [sys.executable if command[0] == "python" and package is None else command[0], *command[1:]]
+    )
+    entrypoint = line if package is not None else f"cd {shlex.quote(str(folder.absolute()))} && exec {line}"
+    metadata = {"seatrial.job": name, "seatrial.team": wishes.team}
+    screening.require_none(entrypoint, wishes.env, metadata)
+    spec = Spec(entrypoint, entrypoint, dict(wishes.env), metadata, package)
+    return _job(name, [entrypoint, package, dict(wishes.env)], spec, need, wishes, now)
+
+
+def place(store: Store, wanted: Job, *, force: bool, now: float) -> Placed:
+    """Queue the job, unless one with the same digest is queued, runs or has succeeded.
+
+    One that failed or was stopped is queued again, as its next attempt and with the new wishes. ``force``
+    queues another one whatever there is.
+
+    Raises:
+        UserError: it comes after a job that is not there.
+    """
+    missing = sorted(set(wanted.after) - set(store.job_states(wanted.after)))
+    if missing:
+        raise UserError(f"--after: {missing[0]}: no such job: see `seatrial jobs list`")
+    while True:
+        same = store.jobs_of_digest(wanted.digest)
+        if same and not force:
+            return _join(store, same, wanted, now)
+        job = replace(wanted, id=f"{wanted.id}-f{len(same)}") if same else wanted
+        if store.add_job(job):
+            return Placed(job, "queued")
+
+
+def _join(store: Store, same: Sequence[Job], wanted: Job, now: float) -> Placed:
+    going = [job for job in same if job.state not in ENDED]
+    if going:
+        return Placed(going[0], "attached")
+    done = [job for job in same if job.state == "succeeded"]
+    if done:
+        return Placed(done[0], "finished before")
+    last = same[0]
+    renewed = replace(
+        last,
+        spec=wanted.spec,
+        team=wanted.team,
+        priority=wanted.priority,
+        after=wanted.after,
+        retries=wanted.retries,
+        time_limit_s=wanted.time_limit_s,
+    )
+    store.change_job(last, renewed)
+    store.queue_job_again(last.id, now=now)
+    return Placed(store.job(last.id) or renewed, "queued again")
+
+
+def _job(name: str, work: object, spec: Spec, need: Need, wishes: Wishes, now: float) -> Job:
+    first = now
+    if wishes.cron is not None:
+        first = Cron.parse(wishes.cron).after(now)
+        work = [work, wishes.cron]
+    digest = hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()
+    return Job(
+        id=f"{name}-{digest[:DIGITS]}",
+        digest=digest,
+        name=name,
+        team=wishes.team,
+        priority=wishes.priority,
+        spec=spec,
+        need=need,
+        submitted_at=now,
+        ready_at=first,
+        state="queued" if wishes.cron is None else "scheduled",
+        after=wishes.after,
+        retries=wishes.retries,
+        time_limit_s=wishes.time_limit_s,
+        cron=wishes.cron,
+    )
+
+
+def _texts(values: object, at: str = "") -> dict[str, str]:
+    """Every text of a dumped recipe by its path."""
+    if isinstance(values, Mapping):
+        pairs = [_texts(value, f"{at}.{key}" if at else str(key)) for key, value in values.items()]
+    elif isinstance(values, list | tuple):
+        pairs = [_texts(value, f"{at}[{index}]") for index, value in enumerate(values)]
+    else:
+        return {at: values} if isinstance(values, str) else {}
+    return {path: text for part in pairs for path, text in part.items()}

@@ -1,0 +1,299 @@
+"""What the dispatcher does next. Pure: jobs, Ray's view of them, the cluster and the time in, actions out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from seatrial.config.jobs import JobsConfig
+from seatrial.store.job import Attempt, Cause, Job
+from seatrial.submission.causes import Finish, Next, diagnose, made
+from seatrial.submission.cron import Cron
+from seatrial.submission.order import Cluster, needs, next_jobs
+from seatrial.submission.rayjobs import RayJob
+
+LONGEST_BACKOFF_S = 600.0
+ACCOUNT_FOR_S = 3600.0
+GRACE_S = 15.0
+"""Seconds in which Ray may not list an attempt yet that it has taken."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything that a decision looks at."""
+
+    jobs: Sequence[Job]
+    attempts: Sequence[Attempt]
+    """Those that run, and those that ended in the quota's window."""
+    states: Mapping[str, str]
+    """State of every job that another one of ``jobs`` comes after."""
+    ray: Mapping[str, RayJob]
+    cluster: Cluster
+    config: JobsConfig
+    now: float
+
+
+@dataclass(frozen=True)
+class Start:
+    """Submit the job's attempt to Ray, and note that it runs."""
+
+    job: Job
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """Ray has the attempt already: somebody stopped between submitting and noting it."""
+
+    job: Job
+    gpus: float
+    started_at: float
+
+
+@dataclass(frozen=True)
+class Settle:
+    """The attempt has ended: find out why, and what becomes of the job."""
+
+    job: Job
+    attempt: Attempt
+    seen: RayJob
+
+
+@dataclass(frozen=True)
+class StopAttempt:
+    """Ask Ray to end the attempt."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class Change:
+    """Replace a job's row."""
+
+    before: Job
+    after: Job
+
+
+@dataclass(frozen=True)
+class Fire:
+    """A schedule's time has come: queue ``job``, then wait for the next time."""
+
+    schedule: Job
+    job: Job | None
+    """None while the last one still goes on."""
+    after: Job
+
+
+@dataclass(frozen=True)
+class Account:
+    """Write what an ended job used to its MLflow run."""
+
+    job: Job
+
+
+Action = Start | Adopt | Settle | StopAttempt | Change | Fire | Account
+
+
+def decide(view: View) -> list[Action]:
+    """What is to be done, in this order. Decided again after any part of it was done, the rest is left."""
+    actions: list[Action] = []
+    running: list[Job] = []
+    waiting: list[Job] = []
+    for job in view.jobs:
+        if job.state == "running":
+            found = _tend(job, view)
+            actions += found
+            if not any(isinstance(each, Settle) for each in found):
+                running.append(job)
+        elif job.state == "scheduled":
+            actions += _schedule(job, view)
+        elif job.state == "queued":
+            step = _before_start(job, view)
+            if isinstance(step, Adopt):
+                running.append(job)
+            if step is None:
+                waiting.append(job)
+            else:
+                actions.append(step)
+        else:
+            actions.append(_account(job, view.now))
+    return [each for each in actions + _starts(waiting, running, view) if not _is_idle(each)]
+
+
+def _is_idle(action: Action) -> bool:
+    return isinstance(action, Change) and action.before == action.after
+
+
+def _account(job: Job, now: float) -> Action:
+    """Write what it used; a run that nobody can write to for an hour is left alone."""
+    is_late = job.ended_at is not None and now - job.ended_at > ACCOUNT_FOR_S
+    return Change(job, replace(job, is_accounted=True)) if is_late else Account(job)
+
+
+def settled(
+    job: Job,
+    attempt: Attempt,
+    finish: Finish,
+    config: JobsConfig,
+    *,
+    now: float,
+    ended_at: float | None = None,
+) -> tuple[Job, Attempt]:
+    """Job and attempt after the attempt has ended in this way; ``ended_at`` is Ray's time of it."""
+    cause = diagnose(finish, Next.in_queue(job))
+    end = now if ended_at is None else ended_at
+    ran_s = end - attempt.started_at
+    if finish.status == "STOPPED" and job.time_limit_s and not job.wants_stop and ran_s >= job.time_limit_s:
+        shown = f"ran for {ran_s / 3600:.2f} hours; its time limit is {job.time_limit_s / 3600:.2f}"
+        cause = made("time_limit", shown, Next.in_queue(job))
+    ended = replace(attempt, ended_at=end, status=finish.status, cause="" if cause is None else cause.text)
+    if cause is None:
+        return _over(job, "succeeded", None, finish.exit_code, now), ended
+    if cause.kind == "stopped" or job.wants_stop:
+        return _over(job, "stopped", cause, finish.exit_code, now), ended
+    if cause.is_retryable and job.failures < job.retries:
+        return _queued_again(job, cause, config, now), ended
+    return _over(job, "failed", cause, finish.exit_code, now), ended
+
+
+def backoff_s(failures: int, config: JobsConfig) -> float:
+    """Seconds before the retry that follows the failure of this number, from 1."""
+    return float(min(config.backoff_s * 2 ** (failures - 1), LONGEST_BACKOFF_S))
+
+
+def _queued_again(job: Job, cause: Cause, config: JobsConfig, now: float) -> Job:
+    failures = job.failures + 1
+    pause_s = backoff_s(failures, config)
+    message = f"retry {failures} of {job.retries} in {pause_s:.0f} s: {cause.text}"
+    return replace(
+        job,
+        state="queued",
+        attempt=job.attempt + 1,
+        failures=failures,
+        ready_at=now + pause_s,
+        message=message,
+        cause=cause,
+        passed_at=None,
+    )
+
+
+def _over(job: Job, state: str, cause: Cause | None, exit_code: int | None, now: float) -> Job:
+    return replace(
+        job,
+        state=state,  # type: ignore[arg-type]
+        cause=cause,
+        exit_code=exit_code,
+        ended_at=now,
+        message="",
+        is_accounted=not job.result.get("run_id"),
+    )
+
+
+def _tend(job: Job, view: View) -> list[Action]:
+    """A job that runs: has it ended, must it end?"""
+    attempt = next((a for a in view.attempts if (a.job_id, a.number) == (job.id, job.attempt)), None)
+    if attempt is None:  # noted as running without its attempt: only ever written together
+        return [Change(job, replace(job, state="queued"))]
+    seen = view.ray.get(job.ray_id)
+    if seen is None:
+        is_lost = view.now - attempt.started_at > GRACE_S
+        return [Settle(job, attempt, RayJob("LOST"))] if is_lost else []
+    if seen.has_ended:
+        return [Settle(job, attempt, seen)]
+    is_over_time = bool(job.time_limit_s) and view.now - attempt.started_at >= (job.time_limit_s or 0.0)
+    return [StopAttempt(job)] if job.wants_stop or is_over_time else []
+
+
+def _before_start(job: Job, view: View) -> Action | None:
+    """What keeps a queued job from being considered; None when only room and quota can."""
+    seen = view.ray.get(job.ray_id)
+    if seen is not None:
+        need = needs(job.need, view.cluster, view.config)
+        return Adopt(job, need.workers * need.gpus, seen.started_at or view.now)
+    if job.wants_stop:
+        cause = made("stopped", "was stopped before it started", Next.in_queue(job))
+        return Change(job, _over(job, "stopped", cause, None, view.now))
+    if (failed := _failed_dependency(job, view)) is not None:
+        cause = made("dependency", failed, Next.in_queue(job))
+        return Change(job, _over(job, "failed", cause, None, view.now))
+    why = _early(job, view)
+    return None if why is None else _note(job, why)
+
+
+def _failed_dependency(job: Job, view: View) -> str | None:
+    for other in job.after:
+        state = view.states.get(other)
+        if state is None:
+            return f"comes after {other}, which is not there"
+        if state in ("failed", "stopped"):
+            return f"comes after {other}, which {'was stopped' if state == 'stopped' else 'failed'}"
+    return None
+
+
+def _early(job: Job, view: View) -> str | None:
+    """Why the job's time has not come yet."""
+    for other in job.after:
+        if view.states[other] != "succeeded":
+            return f"after {other} ({view.states[other]})"
+    if job.ready_at > view.now:
+        return job.message or "its time"
+    return None
+
+
+def _note(job: Job, message: str) -> Change:
+    return Change(job, replace(job, message=message))
+
+
+def _starts(waiting: Sequence[Job], running: Sequence[Job], view: View) -> list[Action]:
+    order = next_jobs(waiting, running, view.cluster, view.attempts, view.config, view.now)
+    actions: list[Action] = []
+    for job in order.start:
+        need = needs(job.need, view.cluster, view.config)
+        actions.append(Start(job, need.workers * need.gpus))
+    by_id = {job.id: job for job in waiting}
+    for job_id, why in order.waits.items():
+        job = by_id[job_id]
+        is_hopeless = job_id in order.impossible
+        if is_hopeless and view.now - max(job.submitted_at, job.ready_at) >= view.config.unschedulable_s:
+            cause = made("unschedulable", why.removeprefix("unschedulable: "), Next.in_queue(job))
+            actions.append(Change(job, _over(job, "failed", cause, None, view.now)))
+            continue
+        passed_at = job.passed_at or (view.now if job_id in order.passed else None)
+        actions.append(Change(job, replace(job, message=why, passed_at=passed_at)))
+    return actions
+
+
+def _schedule(job: Job, view: View) -> list[Action]:
+    """A schedule: fire for the latest time that has come, once, and wait for the next."""
+    if job.wants_stop:
+        return [Change(job, replace(_over(job, "stopped", None, None, view.now), is_accounted=True))]
+    if job.cron is None or job.ready_at > view.now:
+        return []
+    cron = Cron.parse(job.cron)
+    at = cron.latest(view.now)
+    after = replace(job, ready_at=cron.after(view.now), message="")
+    going = (each for each in view.jobs if each.state in ("queued", "running"))
+    open_ones = [each.id for each in going if each.digest == job.digest]
+    if open_ones:
+        skipped = f"left out {_stamp(at)}: {open_ones[0]} still goes on"
+        return [Fire(job, None, replace(after, message=skipped))]
+    return [Fire(job, _of_schedule(job, at, view.now), after)]
+
+
+def _of_schedule(job: Job, at: float, now: float) -> Job:
+    """The job of one time of the schedule; its id says which, so that it is queued once."""
+    return replace(
+        job,
+        id=f"{job.id}-{_stamp(at)}",
+        state="queued",
+        cron=None,
+        message="",
+        submitted_at=now,
+        ready_at=now,
+        result={},
+    )
+
+
+def _stamp(at: float) -> str:
+    return time.strftime("%Y%m%d-%H%M", time.gmtime(at))

@@ -1,0 +1,234 @@
+"""The queue's loop: look, decide, act. It keeps nothing that a restart would need.
+
+Ray takes each submission id once, and every attempt has its own, so that a dispatcher that was killed between
+handing an attempt over and noting it finds it again, and two of them start nothing twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import singledispatchmethod
+from pathlib import Path
+from typing import Any
+
+from seatrial.config.addresses import Addresses
+from seatrial.config.jobs import JobsConfig, read_jobs_config
+from seatrial.errors import RetryableError, SeatrialError
+from seatrial.store import Store
+from seatrial.store.job import Attempt, Job
+from seatrial.submission import accounting
+from seatrial.submission.causes import Finish, Next, made
+from seatrial.submission.dispatch import (
+    Account,
+    Action,
+    Adopt,
+    Change,
+    Fire,
+    Settle,
+    Start,
+    StopAttempt,
+    View,
+    decide,
+    settled,
+)
+from seatrial.submission.order import DAY_S, Cluster
+from seatrial.submission.rayjobs import Log, RayJobs
+
+log = logging.getLogger("seatrial.jobs")
+
+BUSY_S = 0.5
+IDLE_S = 1.0
+REST_S = 30.0
+TIDY_EVERY_S = 600.0
+KEEP_PACKAGES_S = 7 * DAY_S
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the dispatcher reads and writes besides the store and Ray."""
+
+    mlflow_uri: str
+    home: Path
+
+
+class Dispatcher:
+    """Starts, ends and retries the jobs of one store on one cluster while ``leads`` says so."""
+
+    def __init__(
+        self,
+        store: Store,
+        ray: RayJobs,
+        places: Places,
+        *,
+        leads: Callable[[], bool],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store, self._ray, self._places = store, ray, places
+        self._leads, self._clock = leads, clock
+        self._said = ""
+        self._account_at = 0.0
+        self._tidied_at = 0.0
+        self._is_migrated = False
+
+    @classmethod
+    def of(cls, addresses: Addresses, *, leads: Callable[[], bool]) -> Dispatcher:
+        """The dispatcher of the stack that ``addresses`` names."""
+        places = Places(addresses.mlflow_uri, addresses.home)
+        return cls(Store(addresses.store_url), RayJobs.of(addresses), places, leads=leads)
+
+    def run(self, stop: threading.Event) -> None:
+        """Pass after pass until ``stop`` is set; no failure ends it."""
+        while not stop.is_set():
+            is_busy = False
+            try:
+                is_busy = self.one_pass()
+                self._said = ""
+            except Exception as error:  # nothing may end the loop
+                self._complain(error)
+            stop.wait(BUSY_S if is_busy else IDLE_S)
+
+    def one_pass(self) -> bool:
+        """Look, decide and act once; whether jobs wait or run.
+
+        Raises:
+            SeatrialError: Ray, the store or `jobs.yaml` stand in the way; waiting jobs say so.
+        """
+        if not self._is_migrated:
+            self._store.migrate()
+            self._is_migrated = True
+        if not self._leads():
+            return False
+        jobs = self._store.unsettled_jobs()
+        if not jobs:
+            self._tidy(jobs)
+            return False
+        try:
+            config = read_jobs_config(self._places.home)
+            view = self._look(jobs, config)
+        except SeatrialError as error:
+            self._tell(jobs, error)
+            raise
+        for action in decide(view):
+            if not self._leads():
+                return False
+            self._act(action, config)
+        self._tidy(jobs)
+        return any(job.state in ("queued", "running") for job in jobs)
+
+    def _look(self, jobs: list[Job], config: JobsConfig) -> View:
+        now = self._clock()
+        attempts = self._store.attempts_since(now - config.window_days * DAY_S)
+        states = self._store.job_states(sorted({other for job in jobs for other in job.after}))
+        is_idle = not any(job.state in ("queued", "running") for job in jobs)
+        ray = {} if is_idle else self._ray.jobs()
+        cluster = Cluster(()) if is_idle else self._ray.cluster()
+        return View(jobs, attempts, states, ray, cluster, config, now)
+
+    @singledispatchmethod
+    def _act(self, action: Action, config: JobsConfig) -> None:
+        raise TypeError(action)
+
+    @_act.register
+    def _(self, action: Start, config: JobsConfig) -> None:
+        job, spec = action.job, action.job.spec
+        runtime_env: dict[str, Any] = {"env_vars": dict(spec.env)} if spec.env else {}
+        if spec.package is not None:
+            body = self._store.package(spec.package)
+            if body is None:
+                self._refuse(job, "the folder that travels with it is not kept any more: submit it again")
+                return
+            name = f"_ray_pkg_{spec.package[:32]}.zip"
+            self._ray.put_package(name, body)
+            runtime_env["working_dir"] = f"gcs://{name}"
+        try:
+            command = spec.retry_entrypoint if job.attempt else spec.entrypoint
+            self._ray.submit(job.ray_id, command, runtime_env, spec.metadata)
+        except RetryableError:
+            raise
+        except SeatrialError as error:
+            self._refuse(job, str(error))
+            return
+        self._begin(job, action.gpus, self._clock())
+        log.info("%s: started", job.ray_id)
+
+    @_act.register
+    def _(self, action: Adopt, config: JobsConfig) -> None:
+        self._begin(action.job, action.gpus, action.started_at)
+        log.info("%s: found running", action.job.ray_id)
+
+    @_act.register
+    def _(self, action: Settle, config: JobsConfig) -> None:
+        job, seen = action.job, action.seen
+        said = Log() if seen.status == "LOST" else self._ray.log(job.ray_id)
+        finish = Finish(seen.status, seen.exit_code, seen.message, seen.error_type, said.lines)
+        job = replace(job, result={**job.result, **said.result})
+        after, attempt = settled(
+            job, action.attempt, finish, config, now=self._clock(), ended_at=seen.ended_at
+        )
+        self._store.settle_attempt(action.job, after, attempt)
+        log.info("%s: %s%s", job.ray_id, after.state, f": {attempt.cause}" if attempt.cause else "")
+
+    @_act.register
+    def _(self, action: StopAttempt, config: JobsConfig) -> None:
+        self._ray.stop(action.job.ray_id)
+
+    @_act.register
+    def _(self, action: Change, config: JobsConfig) -> None:
+        self._store.change_job(action.before, action.after)
+
+    @_act.register
+    def _(self, action: Fire, config: JobsConfig) -> None:
+        if action.job is not None:
+            self._store.add_job(action.job)
+        self._store.change_job(action.schedule, action.after)
+
+    @_act.register
+    def _(self, action: Account, config: JobsConfig) -> None:
+        now, job = self._clock(), action.job
+        if now < self._account_at:
+            return
+        hours = accounting.gpu_hours(self._store.attempts(job.id), now)
+        try:
+            accounting.write(job.result["run_id"], hours, config, uri=self._places.mlflow_uri)
+        except SeatrialError as error:  # MLflow keeps no job from running
+            self._account_at = now + REST_S
+            self._complain(error)
+            return
+        self._store.change_job(job, replace(job, is_accounted=True))
+
+    def _begin(self, job: Job, gpus: float, at: float) -> None:
+        attempt = Attempt(job.id, job.attempt, job.team, gpus, at)
+        after = replace(job, state="running", message="", passed_at=None, cause=None)
+        self._store.begin_attempt(job, after, attempt)
+
+    def _refuse(self, job: Job, why: str) -> None:
+        """Ray will not take it, now or later."""
+        cause = made("refused", why, Next.in_queue(job))
+        after = replace(
+            job, state="failed", cause=cause, message="", ended_at=self._clock(), is_accounted=True
+        )
+        self._store.change_job(job, after)
+
+    def _tell(self, jobs: list[Job], error: SeatrialError) -> None:
+        """Let waiting jobs say what keeps all of them."""
+        why = f"the queue: {str(error).splitlines()[0]}"
+        for job in jobs:
+            if job.state == "queued" and job.message != why:
+                self._store.change_job(job, replace(job, message=why))
+
+    def _complain(self, error: Exception) -> None:
+        """Say it once, with its traceback where it is no error on purpose."""
+        if str(error) != self._said:
+            self._said = str(error)
+            log.warning("%s", error, exc_info=None if isinstance(error, SeatrialError) else error)
+
+    def _tidy(self, jobs: list[Job]) -> None:
+        now = self._clock()
+        if now - self._tidied_at > TIDY_EVERY_S:
+            kept = [job.spec.package for job in jobs if job.spec.package]
+            self._store.forget_packages(before=now - KEEP_PACKAGES_S, kept=kept)
+            self._tidied_at = now

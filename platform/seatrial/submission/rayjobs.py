@@ -1,0 +1,191 @@
+"""Ray's Jobs API and what the cluster has free, over HTTP: the controller loads no Ray for it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from seatrial.config.addresses import Addresses
+from seatrial.errors import RetryableError, SeatrialError
+from seatrial.monitoring.bearer import ray_token
+from seatrial.monitoring.logs import COLOUR
+from seatrial.submission.events import Event, parse
+from seatrial.submission.order import Cluster, Node
+
+TIMEOUT_S = 30.0
+KEPT_LINES = 200
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+TAKEN = "already exists"
+
+
+@dataclass(frozen=True)
+class RayJob:
+    """An attempt as Ray sees it; times in seconds since the epoch."""
+
+    status: str
+    started_at: float | None = None
+    ended_at: float | None = None
+    exit_code: int | None = None
+    message: str = ""
+    error_type: str = ""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.status in ENDED
+
+
+@dataclass(frozen=True)
+class Log:
+    """The end of an attempt's log, and what its events said."""
+
+    lines: Sequence[str] = ()
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+class RayJobs:
+    """The jobs of one cluster.
+
+    Raises (every method):
+        RetryableError: Ray does not answer.
+    """
+
+    def __init__(self, dashboard: str, token: Callable[[], str | None]) -> None:
+        self._url = dashboard
+        self._token = token
+        self._client = httpx.Client(timeout=TIMEOUT_S, trust_env=False)
+
+    @classmethod
+    def of(cls, addresses: Addresses) -> RayJobs:
+        """The jobs of the cluster that ``addresses`` names."""
+        return cls(addresses.ray_dashboard, lambda: ray_token(addresses.ray_token_path))
+
+    def jobs(self) -> dict[str, RayJob]:
+        """Submission id → job, of all that the cluster knows."""
+        found = self._ask("GET", "/api/jobs/").json()
+        return {each["submission_id"]: _job(each) for each in found if each.get("submission_id")}
+
+    def cluster(self) -> Cluster:
+        """The nodes that are up, and what of them is free."""
+        nodes = self._ask("GET", "/api/v0/nodes", params={"detail": 1, "limit": 10_000}).json()
+        status = self._ask("GET", "/api/cluster_status").json()
+        usage = _usage(status)
+        rows = nodes["data"]["result"]["result"]
+        return Cluster(tuple(_node(row, usage) for row in rows if row["state"] == "ALIVE"))
+
+    def submit(
+        self,
+        submission_id: str,
+        entrypoint: str,
+        runtime_env: Mapping[str, Any],
+        metadata: Mapping[str, str],
+    ) -> None:
+        """Start an attempt. One that Ray has under this id already stays as it is.
+
+        Raises:
+            SeatrialError: Ray refuses it.
+        """
+        body = {
+            "entrypoint": entrypoint,
+            "submission_id": submission_id,
+            "runtime_env": dict(runtime_env),
+            "metadata": dict(metadata),
+        }
+        answer = self._send("POST", "/api/jobs/", json=body)
+        if answer.status_code >= 400 and TAKEN not in answer.text:
+            raise SeatrialError(f"Ray refused the job: {_last_line(answer.text)}")
+
+    def stop(self, submission_id: str) -> None:
+        """Ask Ray to end it; SIGTERM first. One that is gone is left alone."""
+        self._send("POST", f"/api/jobs/{submission_id}/stop")
+
+    def log(self, submission_id: str) -> Log:
+        """The end of its log; nothing where Ray has none."""
+        answer = self._send("GET", f"/api/jobs/{submission_id}/logs")
+        if answer.status_code != 200:
+            return Log()
+        lines: deque[str] = deque(maxlen=KEPT_LINES)
+        result: dict[str, Any] = {}
+        for line in str(answer.json().get("logs") or "").splitlines():
+            said = parse(line)
+            if isinstance(said, Event):
+                result |= _result(said)
+            else:
+                lines.append(COLOUR.sub("", said))
+        return Log(tuple(lines), result)
+
+    def put_package(self, name: str, body: bytes) -> None:
+        """Give the cluster a folder as a zip file, unless it has it."""
+        where = f"/api/packages/gcs/{name}"
+        if self._send("GET", where).status_code != 200:
+            self._ask("PUT", where, content=body)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _ask(self, method: str, path: str, **more: Any) -> httpx.Response:
+        answer = self._send(method, path, **more)
+        if answer.status_code >= 400:
+            raise RetryableError(f"ray: {path} answers {answer.status_code}: {_last_line(answer.text)}")
+        return answer
+
+    def _send(self, method: str, path: str, **more: Any) -> httpx.Response:
+        token = self._token()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            answer = self._client.request(method, f"{self._url}{path}", headers=headers, **more)
+        except httpx.HTTPError as error:
+            why = str(error) or type(error).__name__
+            raise RetryableError(f"ray: {self._url} does not answer ({why})") from error
+        if answer.status_code in (401, 403):
+            raise RetryableError(f"ray: {self._url} refuses the controller's token: see RAY_AUTH_TOKEN_PATH")
+        if answer.status_code in (502, 503, 504):
+            raise RetryableError(f"ray: {self._url} answers {answer.status_code}")
+        return answer
+
+
+def _job(row: Mapping[str, Any]) -> RayJob:
+    return RayJob(
+        status=str(row["status"]),
+        started_at=_seconds(row.get("start_time")),
+        ended_at=_seconds(row.get("end_time")),
+        exit_code=row.get("driver_exit_code"),
+        message=str(row.get("message") or ""),
+        error_type=str(row.get("error_type") or ""),
+    )
+
+
+def _seconds(milliseconds: int | None) -> float | None:
+    return None if not milliseconds else milliseconds / 1000
+
+
+def _usage(status: Mapping[str, Any]) -> dict[str, Mapping[str, Sequence[float]]]:
+    """Node id in lower case → resource → (used, total); empty where no autoscaler reports it."""
+    report = ((status.get("data") or {}).get("clusterStatus") or {}).get("loadMetricsReport") or {}
+    # The dashboard writes every key of its answer in camel case, ids too.
+    return {str(name).lower(): each for name, each in (report.get("usageByNode") or {}).items()}
+
+
+def _node(row: Mapping[str, Any], usage: Mapping[str, Mapping[str, Sequence[float]]]) -> Node:
+    total = row["resources_total"]
+    used = usage.get(str(row["node_id"]).lower(), {})
+    cpus, gpus = (float(total.get(name, 0.0)) for name in ("CPU", "GPU"))
+    taken_cpus, taken_gpus = (float(used.get(name, (0.0, 0.0))[0]) for name in ("CPU", "GPU"))
+    return Node(cpus, gpus, cpus - taken_cpus, gpus - taken_gpus)
+
+
+def _result(event: Event) -> dict[str, Any]:
+    if event.name == "run":
+        return {"run": event.text("url"), "run_id": event.text("run_id")}
+    if event.name == "registered":
+        return {"version": f"models:/{event.text('name')}/{event.text('version')}"}
+    return {}
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no reason given"])[-1][:300]
