@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Double,
@@ -14,6 +15,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData(
@@ -24,6 +26,8 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+_BY_UNIT = text("unit IS NOT NULL")
 
 services = Table(
     "services",
@@ -99,6 +103,8 @@ exposures = Table(
     Column("latency_s", Double),
     Column("completion_tokens", Integer),
     Column("error", Text),
+    Column("prompt_tokens", Integer),
+    Column("refused", Boolean),
     Index(None, "trial_id", "unit"),
 )
 
@@ -106,13 +112,70 @@ outcomes = Table(
     "outcomes",
     metadata,
     Column("outcome_id", String(128), primary_key=True),
-    Column("request_id", String(128), nullable=False),
+    Column("request_id", String(128), nullable=False),  # empty for the outcome of a unit
     Column("service", String(63), nullable=False),
     Column("metric", String(63), nullable=False),
     Column("value", Double, nullable=False),
     Column("at", Double, nullable=False),
     Column("received_at", Double, nullable=False),
+    Column("unit", Text),
     Index(None, "request_id", "metric"),
+    Index(None, "unit", sqlite_where=_BY_UNIT, postgresql_where=_BY_UNIT),
+)
+
+# Units of a trial whose rows have changed since their figures were made. Only ever appended to by writers: a
+# row that is not there twice could be deleted for the first change while the second is being written.
+evidence_news = Table(
+    "evidence_news",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("trial_id", String(80), nullable=False),
+    Column("unit", Text, nullable=False),
+    Index(None, "trial_id", "id"),
+)
+
+# Outcomes whose unit has not been looked up yet, and those that are unknown: no exposure has come so far.
+outcome_news = Table(
+    "outcome_news",
+    metadata,
+    Column("outcome_id", String(128), primary_key=True),
+    Column("service", String(63), nullable=False),
+    Column("request_id", String(128), nullable=False),
+    Column("unit", Text),
+    Column("is_unknown", Boolean, nullable=False),
+    Index(None, "service", "is_unknown"),
+    Index(None, "request_id"),
+)
+
+evidence_units = Table(
+    "evidence_units",
+    metadata,
+    Column("trial_id", String(80), primary_key=True),
+    Column("unit", Text, primary_key=True),
+    Column("arm", String(32), primary_key=True),
+    Column("figures", Text, nullable=False),  # UnitFigures as JSON
+    Column("number", Integer),  # counts the trial's units; null for a second arm of the same unit
+    Index(None, "trial_id", "number"),
+)
+
+evidence_sums = Table(
+    "evidence_sums",
+    metadata,
+    Column("trial_id", String(80), primary_key=True),
+    Column("service", String(63), nullable=False),
+    Column("layout", String(64), nullable=False),  # digest of the rules that the figures were made by
+    Column("body", Text, nullable=False),  # State as JSON
+    Index(None, "service"),
+)
+
+# What units did before the trial; read once, when its first evidence is.
+covariates = Table(
+    "covariates",
+    metadata,
+    Column("trial_id", String(80), primary_key=True),
+    Column("unit", Text, primary_key=True),
+    Column("metric", String(63), primary_key=True),
+    Column("value", Double, nullable=False),
 )
 
 replicas = Table(
