@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,10 @@ from seatrial_serving.errors import App
 from seatrial_serving.forward import ACCEPTED, DEPLOYMENT, Forwarder, Part, drive
 from seatrial_serving.live import Live, Rules
 from seatrial_serving.loopback import bind_inner_port
+from seatrial_serving.metrics import RayMeter
 from seatrial_serving.recorder import Recorder, store_of
 from seatrial_serving.request import encode
+from seatrial_serving.shadow import Shadows
 from seatrial_serving.spec import (
     MOST_REQUEST_S,
     QUEUE_FACTOR,
@@ -194,13 +197,22 @@ class Server(_Engine):
         self._live = Live(Table(service.name), self._rules(service.http or NOBODY))
         folder = spool_folder(addresses.home, service.name)
         self._recorder = Recorder(folder, lambda: store_of(addresses.store_url))
+        self._meter = RayMeter(service.name)
+        self._shadows = Shadows(self._live, self._stream, self._meter)
         self._loader = Loader(
             service.name, self, self._live, cache, set_http=self._set_http, report=self._report
         )
         self._recorder.start()
 
     async def __serve_build_asgi_app__(self) -> App:
-        return Traffic(self._openai, self._live, self._recorder, self._forwarder)
+        return Traffic(
+            self._openai,
+            self._live,
+            self._recorder,
+            self._forwarder,
+            meter=self._meter,
+            shadows=self._shadows,
+        )
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take the controller's newest preload list, traffic table and rules."""
@@ -235,8 +247,24 @@ class Server(_Engine):
                 if isinstance(part, tuple) and part[0] != 200:
                     raise UserError(f"{app}: the warm-up request was answered with {part[0]}")
 
+    async def _stream(
+        self, app: str | None, path: str, body: bytes, request_id: str
+    ) -> AsyncGenerator[Part, None]:
+        """The answer of a version in this engine or in an application of its own, piece by piece."""
+        if app is None:
+            async with aclosing(drive(self._openai, path, body, request_id)) as own:
+                async for part in own:
+                    yield part
+            return
+        parts = await self._forwarder.stream(app, path, body, request_id)
+        try:
+            async for part in parts:
+                yield part
+        finally:
+            parts.cancel()
+
     async def __del__(self) -> None:
-        for part in ("_loader", "_recorder"):
+        for part in ("_shadows", "_loader", "_recorder"):
             if hasattr(self, part):
                 getattr(self, part).close()
         await super().__del__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from seatrial_serving.errors import App, Message, Receive, Send
@@ -20,7 +20,7 @@ ACCEPTED = b""
 ACCEPT_TIMEOUT_S = 5.0
 
 
-async def drive(app: App, path: str, body: bytes, request_id: str) -> AsyncIterator[Part]:
+async def drive(app: App, path: str, body: bytes, request_id: str) -> AsyncGenerator[Part, None]:
     """POST ``body`` to an ASGI app of this process and give its answer as it comes.
 
     Closing the iterator early cancels the request, and with it the engine's work on it.

@@ -35,5 +35,7 @@ class Live:
     """version -> the Serve application that serves it, None for an adapter in this engine."""
     in_flight: Counter[str] = field(default_factory=Counter)
     """version -> requests under way."""
+    sticky: dict[str, str] = field(default_factory=dict)
+    """unit -> arm of those exposed in the table's trial, once its weights have changed."""
     admitted: int = 0
     """Requests that hold a place, those that are still being read among them."""

@@ -1,33 +1,49 @@
-"""Watch an answer on its way out: add headers, note the first token, and record the exposure."""
+"""Watch an answer on its way out: add headers, note the first token, record the exposure, count it."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from typing import Any
 
+from seatrial_serving.answers import STREAM_ERROR, Reader
 from seatrial_serving.errors import Header, Message, Send
+from seatrial_serving.metrics import NO_ARM, Meter, Sample
 from seatrial_serving.recorder import Recorder
 from seatrial_serving.table import Route
 
-COMPLETION_TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
-# How vLLM tells a streaming client that the engine failed after the answer had begun.
-STREAM_ERROR = b'data: {"error"'
 MAX_ERROR_CHARS = 300
 # vLLM's handler returns nothing once the client has gone, which FastAPI makes into this.
 NOBODY_THERE = b"null"
+# The last event of a stream whose usage was asked for.
+NO_CHOICES, USAGE = b'"choices":[]', b'"usage":{'
 # What a client did, which says nothing about the version.
 GONE, STALLED = "client disconnected", "client stopped reading"
 CLIENT_FAULTS = frozenset({None, GONE, STALLED})
 
 
 class Reply:
-    """The `send` of one routed request. Nothing of the body is held back or copied."""
+    """The `send` of one routed request. Nothing of the body is held back.
 
-    def __init__(self, send: Send, recorder: Recorder, service: str, request_id: str) -> None:
+    ``hides_usage`` says that the stream's usage was asked for by us alone: the client does not see it.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        recorder: Recorder,
+        meter: Meter,
+        service: str,
+        request_id: str,
+        reader: Reader,
+        *,
+        hides_usage: bool = False,
+    ) -> None:
         self._send = send
         self._recorder = recorder
+        self._meter = meter
+        self._reader = reader
+        self._hides_usage = hides_usage
         self._service = service
         self._request_id = request_id
         self._began = time.perf_counter()
@@ -37,7 +53,6 @@ class Reply:
         self._is_sending = False
         self._is_gone = False
         self._ttft_s: float | None = None
-        self._last = b""
         self._error: str | None = None
         self.is_stream = False
         self.is_complete = False
@@ -73,8 +88,11 @@ class Reply:
             return
         if self.on_piece is not None:
             self.on_piece()
-        await self._deliver(message)
         body: bytes = message.get("body", b"")
+        if self._hides_usage and self.is_stream and NO_CHOICES in body and USAGE in body:
+            self._reader.take(body, is_stream=True)
+            return
+        await self._deliver(message)
         if body == NOBODY_THERE and not self.is_stream:
             self._status, self._error = 499, GONE
         elif body:
@@ -97,21 +115,44 @@ class Reply:
                 self._recorder.opened(self._row())
         if body.startswith(STREAM_ERROR):
             self._error = body[:MAX_ERROR_CHARS].decode("utf-8", "replace")
-        if not self.is_stream or b'"usage":{' in body:
-            self._last = body
+        self._reader.take(body, is_stream=self.is_stream)
 
     def finish(self, error: str | None = None) -> None:
-        """The request is over: record it when it belongs to a trial. Call it once."""
-        if not self._is_exposing:
+        """The request is over: count it, and record it when it belongs to a trial. Call it once."""
+        route = self._route
+        if route is None:
             return
         if self._ttft_s is None and error is None and self._status == 0:
             error = "no answer"
         self._error = self._error or error
+        sample = self._sample(route)
+        self._meter.answered(sample)
+        if not self._is_exposing:
+            return
         row = self._row()
-        row["latency_s"] = time.perf_counter() - self._began
-        found = COMPLETION_TOKENS.search(self._last)
-        row["completion_tokens"] = int(found[1]) if found else None
+        row["latency_s"] = sample.latency_s
+        row["completion_tokens"] = sample.completion_tokens
         self._recorder.exposed(row)
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the whole answer was given, and none of it was an error."""
+        return self.is_complete and self._outcome()[:2] == (200, None)
+
+    def _sample(self, route: Route) -> Sample:
+        status, _, ttft_s = self._outcome()
+        reader = self._reader
+        return Sample(
+            route.arm or NO_ARM,
+            route.version,
+            status,
+            time.perf_counter() - self._began,
+            ttft_s,
+            reader.prompt_tokens,
+            reader.completion_tokens,
+            route.is_fallback,
+            reader.is_refused(),
+        )
 
     @property
     def _is_exposing(self) -> bool:
@@ -141,7 +182,7 @@ class Reply:
         """Status, error and time to the first token. An answer with an error is a failure, no exposure."""
         is_clients = self._error in CLIENT_FAULTS
         if self._status >= 400:
-            error = self._error or self._last[:MAX_ERROR_CHARS].decode("utf-8", "replace")
+            error = self._error or self._reader.last[:MAX_ERROR_CHARS].decode("utf-8", "replace")
             return self._status, error, None
         if is_clients and self._ttft_s is not None:
             return self._status, None, self._ttft_s  # also when the reader left before the end

@@ -94,6 +94,8 @@ def engine_kwargs(engine: EngineSection, *, device: str, lora: bool) -> dict[str
         "trust_remote_code": False,
         "load_format": "safetensors",
         "enable_log_requests": False,
+        # Copies for a shadow come after everything that a client waits for.
+        "scheduling_policy": "priority",
     }
     if engine.max_model_len is not None:
         kwargs["max_model_len"] = engine.max_model_len

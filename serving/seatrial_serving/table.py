@@ -22,11 +22,28 @@ class Route:
     arm: str = ""
     unit: str = ""
     is_sticky: bool = False
+    is_pinned: bool = False
 
     @property
     def is_fallback(self) -> bool:
         """Whether the assigned version could not answer, and the champion did."""
         return self.version != self.assigned
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """The version that sees copies of this share of the champion's requests."""
+
+    version: str
+    share: float
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Shadow:
+        """From the `shadow` of the traffic; ValueError, KeyError or TypeError when it is none."""
+        share = float(value.get("share", 1.0))
+        if not 0 <= share <= 1:
+            raise ValueError(f"shadow.share: {share}: give a share from 0 to 1")
+        return cls(str(value["version"]), share)
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,9 @@ class Table:
     revision: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
     trial: TrialTable | None = None
+    shadow: Shadow | None = None
+    refusal_phrases: tuple[str, ...] = ()
+    """What an answer that refuses begins with, in lower case."""
 
     @classmethod
     def from_json(cls, service: str, revision: str, traffic: Mapping[str, Any] | None) -> Table:
@@ -49,7 +69,15 @@ class Table:
             return cls(service, revision)
         trial = traffic.get("trial")
         aliases = {str(alias): str(version) for alias, version in traffic["aliases"].items()}
-        return cls(service, revision, aliases, TrialTable.from_json(trial) if trial else None)
+        shadow = traffic.get("shadow")
+        return cls(
+            service,
+            revision,
+            aliases,
+            TrialTable.from_json(trial) if trial else None,
+            Shadow.from_json(shadow) if shadow else None,
+            tuple(str(phrase).lower() for phrase in traffic.get("refusal_phrases") or ()),
+        )
 
     @property
     def needed(self) -> frozenset[str]:
@@ -78,7 +106,7 @@ class Table:
                 param="model",
                 code="model_not_found",
             )
-        return Route(version, version)
+        return Route(version, version, is_pinned=True)
 
     def without(self, route: Route, ready: Collection[str]) -> Route | None:
         """Where a trial's request goes when its version cannot answer; None when nothing else can."""

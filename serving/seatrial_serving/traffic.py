@@ -12,12 +12,15 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from seatrial_serving import outcomes
+from seatrial_serving.answers import Reader
 from seatrial_serving.errors import App, HttpError, Receive, Scope, Send, send_json
 from seatrial_serving.limits import check, unit_of
 from seatrial_serving.live import Live
+from seatrial_serving.metrics import Meter
 from seatrial_serving.recorder import Recorder
 from seatrial_serving.reply import GONE, Reply
 from seatrial_serving.request import Head, encode, forwarded_scope, parse, read_body, read_head, replay
+from seatrial_serving.shadow import Copy, Shadows
 from seatrial_serving.table import Route
 
 log = logging.getLogger(__name__)
@@ -37,11 +40,22 @@ class UnreachableError(Exception):
 class Traffic:
     """Wraps ``engine``, vLLM's own OpenAI app."""
 
-    def __init__(self, engine: App, live: Live, recorder: Recorder, forward: Forward) -> None:
+    def __init__(
+        self,
+        engine: App,
+        live: Live,
+        recorder: Recorder,
+        forward: Forward,
+        *,
+        meter: Meter,
+        shadows: Shadows,
+    ) -> None:
         self._engine = engine
         self._live = live
         self._recorder = recorder
         self._forward = forward
+        self._meter = meter
+        self._shadows = shadows
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""
@@ -102,10 +116,22 @@ class Traffic:
             check(body, rules.http, chat=path == CHAT, model_tokens=rules.model_tokens)
             unit = unit_of(body, head.unit)
             route = live.table.route(body.get("model"), unit, head.request_id, live.ready)
-            reply = Reply(send, self._recorder, live.table.service, head.request_id).take(route)
+            shadow = self._shadows.wants(route, head.request_id)
+            reader = Reader(live.table.refusal_phrases, keeps=shadow is not None)
+            reply = Reply(
+                send,
+                self._recorder,
+                self._meter,
+                live.table.service,
+                head.request_id,
+                reader,
+                hides_usage=_ask_usage(body),
+            ).take(route)
             await self._watch(reply, self._serve(route, path, scope, head, body, receive, reply), head)
         finally:
             live.admitted -= 1
+        if shadow is not None and reply.is_answered:
+            self._shadows.offer(Copy(shadow, path, body, head.request_id, reader.texts()))
 
     async def _watch(self, reply: Reply, serving: Coroutine[Any, Any, None], head: Head) -> None:
         """Run ``serving`` as long as pieces of the answer keep coming, and record what came of it."""
@@ -177,6 +203,14 @@ class Traffic:
         now = int(time.time())
         cards = [{"id": name, "object": "model", "created": now, "owned_by": "seatrial"} for name in names]
         return encode({"object": "list", "data": cards})
+
+
+def _ask_usage(body: dict[str, Any]) -> bool:
+    """Have a stream tell its tokens at the end; whether the client had not asked for that."""
+    if not body.get("stream") or (body.get("stream_options") or {}).get("include_usage"):
+        return False
+    body["stream_options"] = {"include_usage": True}
+    return True
 
 
 def _explain(failure: Exception, limit_s: float) -> tuple[HttpError, str]:

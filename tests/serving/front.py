@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 import httpx
 
 from seatrial.config.service import HttpSection, KeySection
 from seatrial_serving.errors import App, Receive, Scope, Send
+from seatrial_serving.forward import drive
 from seatrial_serving.live import Live, Rules
+from seatrial_serving.metrics import Sample
 from seatrial_serving.request import Head
+from seatrial_serving.shadow import Shadows
 from seatrial_serving.table import Table
 from seatrial_serving.traffic import Traffic, UnreachableError
 from tests.serving.stage import KEY, KEY_SHA256
@@ -27,12 +31,15 @@ MESSAGES = [{"role": "user", "content": "hello"}]
 
 
 class Shelf:
-    """Keeps what a recorder is given."""
+    """Keeps what a recorder and a meter are given."""
 
     def __init__(self) -> None:
         self.open: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
         self.kept: list[dict[str, Any]] = []
+        self.samples: list[Sample] = []
+        self.shadows: list[tuple[str, str]] = []
+        self.judgements: list[tuple[str, str, int]] = []
 
     def opened(self, row: dict[str, Any]) -> None:
         self.open.append(row)
@@ -42,6 +49,15 @@ class Shelf:
 
     async def outcomes(self, rows: list[dict[str, Any]]) -> None:
         self.kept += rows
+
+    def answered(self, sample: Sample) -> None:
+        self.samples.append(sample)
+
+    def shadowed(self, version: str, result: str) -> None:
+        self.shadows.append((version, result))
+
+    def judged(self, arm: str, version: str, count: int) -> None:
+        self.judgements.append((arm, version, count))
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,13 +89,23 @@ async def nowhere(app: str, path: str, body: bytes, head: Head, receive: Receive
 
 
 def service(
-    engine: App = echo, *, ready: dict[str, str | None] | None = None, **rules: Any
+    engine: App = echo, *, ready: dict[str, str | None] | None = None, traffic: Any = None, **rules: Any
 ) -> tuple[Any, Shelf, Live]:
     shelf = Shelf()
     limits = {"model_tokens": 512, "max_in_flight": 4, **rules}
-    table = Table.from_json("svc", "r1", TRAFFIC)
+    table = Table.from_json("svc", "r1", traffic or TRAFFIC)
     live = Live(table, Rules.of(HTTP, **limits), ready or {"6": None, "7": None})
-    return Traffic(engine, live, shelf, nowhere), shelf, live  # type: ignore[arg-type]
+
+    async def stream(app: str | None, path: str, body: bytes, request_id: str) -> AsyncGenerator[Any, None]:
+        if app is not None:
+            raise UnreachableError(f"{app} is down")
+        async with aclosing(drive(engine, path, body, request_id)) as parts:
+            async for part in parts:
+                yield part
+
+    shadows = Shadows(live, stream, shelf)
+    traffic = Traffic(engine, live, shelf, nowhere, meter=shelf, shadows=shadows)  # type: ignore[arg-type]
+    return traffic, shelf, live
 
 
 def client(app: App, key: str | None = KEY) -> httpx.AsyncClient:

@@ -1,0 +1,107 @@
+"""What came of each request, by arm, for Prometheus. Ray's own agent of the node exports it.
+
+Labels have few values: the service, the arm (an alias, `shadow`, or `none` outside of trials), the version,
+the class of the status. A process names at most MOST_VERSIONS versions, as an exporter never forgets a
+series; what comes later is `other`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+NO_ARM, SHADOW, OTHER = "none", "shadow", "other"
+MOST_VERSIONS = 64
+SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]
+LABELS = ("service", "arm", "version")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What came of one request."""
+
+    arm: str
+    version: str
+    status: int
+    latency_s: float
+    ttft_s: float | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    is_fallback: bool = False
+    is_refused: bool = False
+
+
+class Meter(Protocol):
+    """Counts; every method is called on the event loop."""
+
+    def answered(self, sample: Sample) -> None: ...
+    def shadowed(self, version: str, result: str) -> None: ...
+    def judged(self, arm: str, version: str, count: int) -> None: ...
+
+
+class RayMeter:
+    """Counters and histograms of `ray.util.metrics`, whose names begin with `ray_` where they are read."""
+
+    def __init__(self, service: str) -> None:
+        from ray.util.metrics import Counter, Histogram
+
+        def counter(name: str, what: str, *more: str) -> Any:
+            return Counter(f"seatrial_{name}", what, (*LABELS, *more))
+
+        def histogram(name: str, what: str) -> Any:
+            return Histogram(f"seatrial_{name}", what, SECONDS, LABELS)
+
+        self._service = service
+        self._versions: set[str] = set()
+        self._requests = counter("requests", "Requests that were routed", "status")
+        self._errors = counter("errors", "Requests that the version failed to answer (5xx, or broken off)")
+        self._fallbacks = counter("fallbacks", "Requests that the champion answered in the arm's place")
+        self._refusals = counter("refusals", "Answers that refuse")
+        self._prompt = counter("prompt_tokens", "Tokens of prompts that were answered")
+        self._completion = counter("completion_tokens", "Tokens of answers")
+        self._outcomes = counter("outcomes", "Outcomes that came for answers of the arm")
+        self._shadows = counter("shadow_answers", "Copies of requests for the shadow", "result")
+        self._latency = histogram("latency_seconds", "From the request to the end of its answer")
+        self._ttft = histogram("time_to_first_token_seconds", "From the request to its first token")
+
+    def answered(self, sample: Sample) -> None:
+        """Count one request."""
+        tags = self._tags(sample.arm, sample.version)
+        self._requests.inc(1, {**tags, "status": f"{sample.status // 100}xx"})
+        if sample.status >= 500:
+            self._errors.inc(1, tags)
+            return
+        if sample.status >= 400:
+            return
+        self._latency.observe(sample.latency_s, tags)
+        if sample.ttft_s is not None:
+            self._ttft.observe(sample.ttft_s, tags)
+        counts = (
+            (self._prompt, sample.prompt_tokens),
+            (self._completion, sample.completion_tokens),
+            (self._fallbacks, sample.is_fallback),
+            (self._refusals, sample.is_refused),
+        )
+        for counter, count in counts:
+            if count:
+                counter.inc(int(count), tags)
+
+    def shadowed(self, version: str, result: str) -> None:
+        """Count a copy: `same` or `different` answers, `failed`, or `dropped` because there was no room."""
+        self._shadows.inc(1, {**self._tags(SHADOW, version), "result": result})
+
+    def judged(self, arm: str, version: str, count: int) -> None:
+        """Count outcomes."""
+        self._outcomes.inc(count, self._tags(arm, version))
+
+    def _tags(self, arm: str, version: str) -> dict[str, str]:
+        return {"service": self._service, "arm": arm, "version": bounded(version, self._versions)}
+
+
+def bounded(version: str, known: set[str], most: int = MOST_VERSIONS) -> str:
+    """``version``, or `other` when ``known`` is full without it. Adds to ``known``."""
+    if version not in known:
+        if len(known) >= most:
+            return OTHER
+        known.add(version)
+    return version
