@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -12,7 +13,7 @@ from typing import Annotated
 import typer
 
 from seatrial.cli import queueing
-from seatrial.cli.output import pairs, say, table
+from seatrial.cli.output import is_terminal, pairs, say, table
 from seatrial.cli.progress import PlainFollower
 from seatrial.cli.where import addresses
 from seatrial.config.jobs import JobsConfig, read_jobs_config
@@ -29,7 +30,8 @@ from seatrial.submission.screening import redact
 from seatrial.submission.submit import connect, is_same_machine
 
 STOP_TIMEOUT_S = 60.0
-COLUMNS = ("job", "state", "team", "prio", "try", "age", "run time", "what")
+COLUMNS = ("job", "state", "team", "prio", "try", "age", "ran", "what")
+NARROW = 120  # columns of a terminal in which the last cell would be a ribbon
 
 app = typer.Typer(
     help="Show, follow, stop and retry the jobs of the queue.",
@@ -58,8 +60,7 @@ def list_jobs(
     elif not jobs:
         say("no jobs: `seatrial train RECIPE` submits one")
     else:
-        now = time.time()
-        table(COLUMNS, [_row(job, attempts[job.id], now) for job in jobs])
+        _show_table([_row(job, attempts[job.id], time.time()) for job in jobs])
         if any(job.state == "queued" for job in jobs) and not controller.answers(found):
             say("no controller answers, so nothing starts: see `seatrial status`")
 
@@ -104,7 +105,8 @@ def logs(
         done = store.attempts(seen.id)
     numbers = [each.number for each in done]
     if not numbers:
-        say(f"{seen.id}: {seen.state}, and has not started yet{': ' + seen.message if seen.message else ''}")
+        began = "was never started" if seen.state in ENDED else "has not started yet"
+        say(f"{seen.id}: {seen.state}, {began}{': ' + seen.message if seen.message else ''}")
         return
     if attempt is not None and attempt not in numbers:
         raise UserError(f"--attempt: {attempt}: {seen.id} has attempts {', '.join(map(str, numbers))}")
@@ -207,6 +209,18 @@ def _print_log(attempt: str) -> None:
         plain.hear(redact(COLOUR.sub("", said)) if isinstance(said, str) else said)
 
 
+def _show_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """A narrow terminal gets what each job waits for, made or failed of below the table."""
+    if not is_terminal() or shutil.get_terminal_size().columns >= NARROW:
+        table(COLUMNS, rows)
+        return
+    table(COLUMNS[:-1], [row[:-1] for row in rows])
+    say()
+    for row in rows:
+        if row[-1] != "-":
+            say(f"{row[0]}: {row[-1]}")
+
+
 def _row(job: Job, attempts: Sequence[Attempt], now: float) -> tuple[str, ...]:
     return (
         job.id,
@@ -214,8 +228,8 @@ def _row(job: Job, attempts: Sequence[Attempt], now: float) -> tuple[str, ...]:
         job.team,
         str(job.priority),
         str(job.attempt + 1),
-        duration(now - job.submitted_at),
-        _ran(attempts, now),
+        _short(now - job.submitted_at),
+        _short(_ran_s(attempts, now)) if attempts else "-",
         _what(job),
     )
 
@@ -233,10 +247,16 @@ def _what(job: Job) -> str:
     return str(job.result.get("version") or "-")
 
 
-def _ran(attempts: Sequence[Attempt], now: float) -> str:
-    if not attempts:
-        return "-"
-    return duration(sum((now if a.ended_at is None else a.ended_at) - a.started_at for a in attempts))
+def _ran_s(attempts: Sequence[Attempt], now: float) -> float:
+    return sum((now if each.ended_at is None else each.ended_at) - each.started_at for each in attempts)
+
+
+def _short(seconds: float) -> str:
+    """`45 s`, `3 min`, `2 h` or `5 d`."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
 
 
 def _lines(job: Job, attempts: Sequence[Attempt], config: JobsConfig, now: float) -> list[tuple[str, str]]:
@@ -269,7 +289,7 @@ def _attempt_row(attempt: Attempt, now: float) -> tuple[str, ...]:
         ray_id(attempt.job_id, attempt.number),
         attempt.status.lower(),
         queueing.moment(attempt.started_at),
-        _ran([attempt], now),
+        duration(_ran_s([attempt], now)),
         f"{attempt.gpus:g}",
         attempt.cause or "-",
     )

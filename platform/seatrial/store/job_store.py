@@ -26,6 +26,11 @@ class JobStore:
         with writing(self.engine) as connection:
             return jobs.change(connection, before, after)
 
+    def note_jobs(self, changed: Sequence[Job]) -> None:
+        """Keep what queued jobs wait for, and since when others pass them; all in one transaction."""
+        with writing(self.engine) as connection:
+            jobs.note(connection, changed)
+
     def ask_job_stop(self, job_id: str) -> bool:
         """Ask for the job's end; whether it had not ended yet."""
         with writing(self.engine) as connection:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from sqlalchemy import Connection, delete, or_, select, update
+from sqlalchemy import Connection, bindparam, delete, or_, select, update
 
 from seatrial.store.job import ENDED, Attempt, Cause, Job, Need, Spec
 from seatrial.store.job_tables import job_attempts, job_packages, jobs
@@ -28,6 +28,19 @@ def change(connection: Connection, before: Job, after: Job) -> bool:
     is_same = (jobs.c.id == before.id, jobs.c.state == before.state, jobs.c.attempt == before.attempt)
     values = {name: value for name, value in _row(after).items() if name not in OTHERS}
     return connection.execute(update(jobs).where(*is_same).values(values)).rowcount > 0
+
+
+def note(connection: Connection, jobs_: Sequence[Job]) -> None:
+    """Keep what queued jobs wait for, and since when others pass them."""
+    statement = (
+        update(jobs)
+        .where(jobs.c.id == bindparam("job"), jobs.c.state == "queued", jobs.c.attempt == bindparam("number"))
+        .values(message=bindparam("said"), passed_at=bindparam("since"))
+    )
+    rows = [
+        {"job": job.id, "number": job.attempt, "said": job.message, "since": job.passed_at} for job in jobs_
+    ]
+    connection.execute(statement, rows)
 
 
 def ask_stop(connection: Connection, job_id: str) -> bool:

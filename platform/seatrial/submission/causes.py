@@ -56,19 +56,18 @@ class Next:
 
     retry: str
     logs: str
-    recipe: str = "RECIPE"
+    recipe: str | None = None
 
     @classmethod
     def in_queue(cls, job: Job) -> Next:
         """For a job of the queue."""
-        found = job.spec.recipe
-        return cls(f"seatrial jobs retry {job.id}", f"seatrial jobs logs {job.id}", found or "RECIPE")
+        return cls(f"seatrial jobs retry {job.id}", f"seatrial jobs logs {job.id}", job.spec.recipe)
 
     @classmethod
     def in_ray(cls, submission_id: str, recipe: str | None) -> Next:
         """For one that was handed to Ray without the queue."""
-        file = recipe or "RECIPE"
-        return cls(f"seatrial train {file}", f"ray job logs {submission_id}", file)
+        logs = f"ray job logs {submission_id}"
+        return cls(f"seatrial train {recipe}" if recipe else "submit it again", logs, recipe)
 
 
 def diagnose(finish: Finish, following: Next) -> Cause | None:
@@ -95,11 +94,14 @@ def _kind_and_text(finish: Finish) -> tuple[str, str]:
         return "lost_node", "Ray does not know the attempt any more: the cluster started again"
     said = [COLOUR.sub("", line).strip() for line in finish.lines]
     own = [line for line in said if not RAY_CHATTER.search(line)]
-    message = " ".join(finish.message.split())
-    if finish.exit_code is None or finish.exit_code < 0:
+    if finish.exit_code is None:
+        message = " ".join(finish.message.split())
         return _driverless(finish, message or cause(own) or "its driver was lost", said)
-    if finish.exit_code == KILLED:
+    message = (finish.message.strip().splitlines() or [""])[0]
+    if finish.exit_code in (KILLED, -9):
         return "killed", "its driver was killed (SIGKILL; out of memory?)"
+    if finish.exit_code < 0:
+        return "killed", f"its driver was ended by signal {-finish.exit_code}"
     why = cause(own) or message or f"exit code {finish.exit_code}"
     if finish.exit_code == UserError.exit_code:
         return "user_error", why
@@ -147,7 +149,11 @@ def _last_match(pattern: re.Pattern[str], lines: Sequence[str]) -> str | None:
 
 
 def _remedy(kind: str, following: Next) -> str:
-    file, retry, logs = following.recipe, following.retry, following.logs
+    """Commands of a recipe's job name its file; any other job can only be tried again or be read."""
+    retry, logs = following.retry, following.logs
+    if following.recipe is None:
+        return logs if kind in ("failed", "user_error", "not_a_number", "gate") else retry
+    file = following.recipe
     again = f"seatrial train {file}"
     return {
         "out_of_memory": f"raise run.accumulate or lower run.seq_tokens in {file}, then: {again}",
@@ -158,7 +164,7 @@ def _remedy(kind: str, following: Next) -> str:
         "killed": f"it resumes from its last checkpoint: {retry}",
         "not_started": retry,
         "unavailable": f"seatrial status, then: {retry}",
-        "user_error": f"mend what it names, then: {retry}",
+        "user_error": f"mend what it names, then: {again}",
         "gate": f"change {file} by what its run says, then: {again}",
         "stopped": f"go on from its last checkpoint: {retry}",
         "time_limit": f"go on from its last checkpoint: {retry} --time-limit HOURS",

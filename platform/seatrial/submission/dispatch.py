@@ -76,6 +76,13 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Note:
+    """Say what queued jobs wait for."""
+
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True)
 class Fire:
     """A schedule's time has come: queue ``job``, then wait for the next time."""
 
@@ -92,7 +99,7 @@ class Account:
     job: Job
 
 
-Action = Start | Adopt | Settle | StopAttempt | Change | Fire | Account
+Action = Start | Adopt | Settle | StopAttempt | Change | Note | Fire | Account
 
 
 def decide(view: View) -> list[Action]:
@@ -100,6 +107,7 @@ def decide(view: View) -> list[Action]:
     actions: list[Action] = []
     running: list[Job] = []
     waiting: list[Job] = []
+    notes: list[Job] = []
     for job in view.jobs:
         if job.state == "running":
             found = _tend(job, view)
@@ -112,17 +120,18 @@ def decide(view: View) -> list[Action]:
             step = _before_start(job, view)
             if isinstance(step, Adopt):
                 running.append(job)
-            if step is None:
-                waiting.append(job)
-            else:
+            if step is not None:
                 actions.append(step)
+            elif (why := _early(job, view)) is not None:
+                notes.append(replace(job, message=why))
+            else:
+                waiting.append(job)
         else:
             actions.append(_account(job, view.now))
-    return [each for each in actions + _starts(waiting, running, view) if not _is_idle(each)]
-
-
-def _is_idle(action: Action) -> bool:
-    return isinstance(action, Change) and action.before == action.after
+    starts, kept = _starts(waiting, running, view)
+    known = {job.id: job for job in view.jobs}
+    changed = tuple(job for job in notes + kept if job != known[job.id])
+    return [*actions, *starts, *([Note(changed)] if changed else [])]
 
 
 def _account(job: Job, now: float) -> Action:
@@ -206,7 +215,7 @@ def _tend(job: Job, view: View) -> list[Action]:
 
 
 def _before_start(job: Job, view: View) -> Action | None:
-    """What keeps a queued job from being considered; None when only room and quota can."""
+    """What is to be done for a queued job besides starting it; None when there is nothing."""
     seen = view.ray.get(job.ray_id)
     if seen is not None:
         need = needs(job.need, view.cluster, view.config)
@@ -217,8 +226,7 @@ def _before_start(job: Job, view: View) -> Action | None:
     if (failed := _failed_dependency(job, view)) is not None:
         cause = made("dependency", failed, Next.in_queue(job))
         return Change(job, _over(job, "failed", cause, None, view.now))
-    why = _early(job, view)
-    return None if why is None else _note(job, why)
+    return None
 
 
 def _failed_dependency(job: Job, view: View) -> str | None:
@@ -241,17 +249,15 @@ def _early(job: Job, view: View) -> str | None:
     return None
 
 
-def _note(job: Job, message: str) -> Change:
-    return Change(job, replace(job, message=message))
-
-
-def _starts(waiting: Sequence[Job], running: Sequence[Job], view: View) -> list[Action]:
+def _starts(waiting: Sequence[Job], running: Sequence[Job], view: View) -> tuple[list[Action], list[Job]]:
+    """Whom to start or to give up, and the others with what they wait for."""
     order = next_jobs(waiting, running, view.cluster, view.attempts, view.config, view.now)
     actions: list[Action] = []
     for job in order.start:
         need = needs(job.need, view.cluster, view.config)
         actions.append(Start(job, need.workers * need.gpus))
     by_id = {job.id: job for job in waiting}
+    notes: list[Job] = []
     for job_id, why in order.waits.items():
         job = by_id[job_id]
         is_hopeless = job_id in order.impossible
@@ -260,8 +266,8 @@ def _starts(waiting: Sequence[Job], running: Sequence[Job], view: View) -> list[
             actions.append(Change(job, _over(job, "failed", cause, None, view.now)))
             continue
         passed_at = job.passed_at or (view.now if job_id in order.passed else None)
-        actions.append(Change(job, replace(job, message=why, passed_at=passed_at)))
-    return actions
+        notes.append(replace(job, message=why, passed_at=passed_at))
+    return actions, notes
 
 
 def _schedule(job: Job, view: View) -> list[Action]:

@@ -28,6 +28,7 @@ from seatrial.submission.dispatch import (
     Adopt,
     Change,
     Fire,
+    Note,
     Settle,
     Start,
     StopAttempt,
@@ -181,6 +182,10 @@ class Dispatcher:
         self._store.change_job(action.before, action.after)
 
     @_act.register
+    def _(self, action: Note, config: JobsConfig) -> None:
+        self._store.note_jobs(action.jobs)
+
+    @_act.register
     def _(self, action: Fire, config: JobsConfig) -> None:
         if action.job is not None:
             self._store.add_job(action.job)
@@ -216,9 +221,9 @@ class Dispatcher:
     def _tell(self, jobs: list[Job], error: SeatrialError) -> None:
         """Let waiting jobs say what keeps all of them."""
         why = f"the queue: {str(error).splitlines()[0]}"
-        for job in jobs:
-            if job.state == "queued" and job.message != why:
-                self._store.change_job(job, replace(job, message=why))
+        told = [replace(job, message=why) for job in jobs if job.state == "queued" and job.message != why]
+        if told:
+            self._store.note_jobs(told)
 
     def _complain(self, error: Exception) -> None:
         """Say it once, with its traceback where it is no error on purpose."""
