@@ -1,0 +1,142 @@
+"""The same work is one job: attached to, found again, queued again, or made anew on request."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from seatrial.config.recipe import TrainRecipe
+from seatrial.errors import UserError
+from seatrial.store import Store
+from seatrial.store.job import Job
+from seatrial.submission import ask
+from seatrial.submission.package import pack
+
+DIGESTS = {"code": "c", "config": "k", "data": "d"}
+
+
+def recipe(**values: object) -> TrainRecipe:
+    return TrainRecipe.model_validate(
+        {
+            "name": "lora",
+            "service": "chat",
+            "data": {"train": "x.jsonl"},
+            "model": {"base": "./b"},
+            "method": {"type": "lora"},
+            "run": {"steps": 1},
+            **values,
+        }
+    )
+
+
+def wanted(
+    tmp_path: Path, *, force: bool = False, digests=DIGESTS, wishes=None, package=None, **values
+) -> Job:
+    return ask.of_recipe(
+        recipe(**values),
+        "m.train",
+        tmp_path / "r.yaml",
+        digests,
+        wishes or ask.Wishes("default"),
+        folder=tmp_path,
+        package=package,
+        force=force,
+        now=5.0,
+    )
+
+
+def test_the_same_code_configuration_and_data_are_the_same_job(store: Store, tmp_path: Path) -> None:
+    first = ask.place(store, wanted(tmp_path), force=False, now=5.0)
+    assert first.how == "queued"
+    assert first.job.id.startswith("lora-")
+    assert ask.place(store, wanted(tmp_path), force=False, now=6.0) == ask.Placed(first.job, "attached")
+    for part in DIGESTS:
+        other = wanted(tmp_path, digests={**DIGESTS, part: "other"})
+        assert ask.place(store, other, force=False, now=7.0).how == "queued"
+    env = wanted(tmp_path, wishes=ask.Wishes("default", env={"A": "1"}))
+    assert ask.place(store, env, force=False, now=7.0).how == "queued"
+    assert ask.place(store, wanted(tmp_path, package="p"), force=False, now=7.0).how == "queued"
+    wishes = ask.Wishes("other-team", priority=9, retries=4)
+    assert ask.place(store, wanted(tmp_path, wishes=wishes), force=False, now=8.0).how == "attached"
+
+
+@pytest.mark.parametrize(
+    ("state", "how"),
+    [
+        ("running", "attached"),
+        ("succeeded", "finished before"),
+        ("failed", "queued again"),
+        ("stopped", "queued again"),
+    ],
+)
+def test_what_becomes_of_a_second_request(store: Store, tmp_path: Path, state: str, how: str) -> None:
+    first = ask.place(store, wanted(tmp_path), force=False, now=5.0).job
+    store.change_job(first, replace(first, state=state))  # type: ignore[arg-type]
+    again = ask.place(store, wanted(tmp_path, wishes=ask.Wishes("default", priority=7)), force=False, now=9.0)
+    assert (again.how, again.job.id) == (how, first.id)
+    if how == "queued again":
+        assert (again.job.state, again.job.ray_id, again.job.priority) == ("queued", f"{first.id}-r1", 7)
+
+
+def test_force_makes_another_each_time_whose_retries_do_not_start_from_nothing(
+    store: Store, tmp_path: Path
+) -> None:
+    first = ask.place(store, wanted(tmp_path), force=False, now=5.0).job
+    forced = [ask.place(store, wanted(tmp_path, force=True), force=True, now=6.0).job for _ in range(2)]
+    assert [job.id for job in forced] == [f"{first.id}-f1", f"{first.id}-f2"]
+    assert forced[0].spec.entrypoint.endswith(" --force")
+    assert not forced[0].spec.retry_entrypoint.endswith(" --force")
+
+
+def test_many_at_once_make_one_job(store: Store, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        placed = list(pool.map(lambda _: ask.place(store, wanted(tmp_path), force=False, now=5.0), range(16)))
+    assert sum(each.how == "queued" for each in placed) == 1
+    assert len(store.latest_jobs()) == 1
+
+
+def test_a_job_after_one_that_is_not_there_is_refused(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--after: nobody: no such job"):
+        ask.place(
+            store, wanted(tmp_path, wishes=ask.Wishes("default", after=("nobody",))), force=False, now=5.0
+        )
+    assert store.latest_jobs() == []
+
+
+def test_a_schedule_is_another_job_than_the_work_that_it_repeats(store: Store, tmp_path: Path) -> None:
+    daily = ask.Wishes("default", cron="0 3 * * *")
+    schedule = ask.place(store, wanted(tmp_path, wishes=daily), force=False, now=5.0)
+    assert (schedule.job.state, schedule.job.ready_at) == ("scheduled", 10_800.0)
+    assert ask.place(store, wanted(tmp_path), force=False, now=5.0).how == "queued"
+    assert ask.place(store, wanted(tmp_path, wishes=daily), force=False, now=6.0).how == "attached"
+
+
+def test_secrets_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"env\.HF_TOKEN: looks like a secret"):
+        wanted(tmp_path, wishes=ask.Wishes("default", env={"HF_TOKEN": "x"}))
+    run = {"steps": 1, "storage": "s3://id:key@host/bucket"}
+    with pytest.raises(UserError, match=r"recipe\.run\.storage: looks like a password in a URL"):
+        wanted(tmp_path, run=run)
+
+
+def test_a_package_is_known_by_its_contents_and_leaves_out_what_git_ignores(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text("data/\n")
+    (tmp_path / "r.yaml").write_text("a: 1\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "big.bin").write_bytes(b"x" * 1000)
+    first = pack(tmp_path)
+    (tmp_path / "data" / "big.bin").write_bytes(b"y" * 1000)
+    (tmp_path / "r.yaml").touch()
+    assert pack(tmp_path).digest == first.digest
+    (tmp_path / "r.yaml").write_text("a: 2\n")
+    assert pack(tmp_path).digest != first.digest
+
+
+def test_a_folder_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seatrial.submission.package.LARGEST_MB", 1)
+    (tmp_path / "big.bin").write_bytes(bytes(range(256)) * 5000)
+    with pytest.raises(UserError, match=r"at most 1 travel with a job: name data in \.gitignore"):
+        pack(tmp_path)

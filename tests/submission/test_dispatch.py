@@ -1,0 +1,315 @@
+"""The dispatcher over simulated time: attempts, retries, limits, dependencies, schedules, and crashes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from simulated import KilledError, World, cluster, gpus
+
+from seatrial.errors import ConfigError, RetryableError
+from seatrial.store import Store
+from seatrial.store.job import Need
+from seatrial.submission.cron import Cron
+from seatrial.submission.dispatch import GRACE_S
+from seatrial.submission.rayjobs import RayJob
+
+LOST = RayJob("FAILED", message="Job supervisor actor died", error_type="JOB_SUPERVISOR_ACTOR_DIED")
+
+
+def test_a_job_runs_once_and_rest_writes_nothing(world: World) -> None:
+    world.add("a")
+    world.tick()
+    assert world.state("a") == "running"
+    assert world.ray.commands == {"a": "run a"}
+    world.tick(61.0)
+    world.tick()
+    done = world.job("a")
+    assert (done.state, done.exit_code, done.cause) == ("succeeded", 0, None)
+    (attempt,) = world.store.attempts("a")
+    assert (attempt.started_at, attempt.ended_at, attempt.status) == (1000.0, 1060.0, "SUCCEEDED")
+    world.tick(times=5)
+    assert world.job("a") == done
+    assert world.ray.submissions == ["a"]
+
+
+def test_what_waits_says_for_what_and_goes_on_when_there_is_room(world: World) -> None:
+    world.add("a", need=Need(3, 1.0))
+    world.add("b", need=Need(2, 1.0))
+    world.ray.needs = {"a": Need(3, 1.0), "b": Need(2, 1.0)}.__getitem__
+    world.tick()
+    assert (world.state("b"), world.job("b").message) == ("queued", "room: asks for 2 x (1 CPU)")
+    world.tick(61.0)
+    world.tick(times=2)
+    assert world.state("b") == "running"
+    assert world.job("b").message == ""
+
+
+def test_lost_drivers_are_retried_with_growing_pauses_and_only_so_often(world: World) -> None:
+    world.configure(backoff_s=10)
+    world.ray.ends = lambda _: LOST
+    world.ray.takes = lambda _: 5.0
+    world.add("a", retries=3)
+    while world.state("a") != "failed":
+        world.tick()
+    assert list(world.ray.known) == ["a", "a-r1", "a-r2", "a-r3"]
+    assert world.ray.commands["a-r1"] == "run a again"
+    starts = list(world.ray.known.values())
+    pauses = [later - earlier - 5.0 for earlier, later in pairwise(starts)]
+    assert pauses == [pytest.approx(10 * 2**n, abs=2) for n in range(3)]
+    assert [each.status for each in world.store.attempts("a")] == ["FAILED"] * 4
+    cause = world.job("a").cause
+    assert cause is not None
+    assert cause.kind == "lost_node"
+    assert cause.remedy.endswith("seatrial jobs retry a")
+
+
+def test_a_user_error_is_not_retried(world: World) -> None:
+    world.ray.ends = lambda _: RayJob("FAILED", exit_code=2)
+    world.ray.lines = {"a": ("recipe.yaml:3: run.steps: 0: give more",)}
+    world.add("a", retries=5)
+    world.tick(61.0, times=3)
+    assert world.state("a") == "failed"
+    assert world.job("a").exit_code == 2
+    assert list(world.ray.known) == ["a"]
+
+
+def test_a_person_retries_what_has_ended_as_another_attempt(world: World) -> None:
+    world.ray.ends = lambda ray_id: RayJob("FAILED", exit_code=1) if ray_id == "a" else RayJob("SUCCEEDED")
+    world.add("a")
+    world.tick(61.0, times=2)
+    assert world.state("a") == "failed"
+    assert world.store.queue_job_again("a", now=world.now)
+    assert not world.store.queue_job_again("a", now=world.now), "it is queued already"
+    world.tick(61.0, times=2)
+    assert world.state("a") == "succeeded"
+    assert list(world.ray.known) == ["a", "a-r1"]
+
+
+def test_a_cluster_that_started_again_lost_the_attempt_and_it_is_retried(world: World) -> None:
+    world.add("a")
+    world.tick()
+    world.ray.known.clear()
+    world.tick(GRACE_S)
+    assert world.state("a") == "running", "it may not be listed yet"
+    world.tick(30.0, times=2)
+    assert list(world.ray.known) == ["a-r1"]
+
+
+def test_a_time_limit_stops_it_and_is_not_retried(world: World) -> None:
+    world.ray.takes = lambda _: 10_000.0
+    world.add("a", time_limit_s=3600.0, retries=3)
+    world.tick(100.0, times=40)
+    job = world.job("a")
+    assert job.state == "failed"
+    assert job.cause is not None
+    assert job.cause.kind == "time_limit"
+    assert job.cause.text.startswith("ran for 1.00 hours") or job.cause.text.startswith("ran for 1.0")
+    assert list(world.ray.known) == ["a"]
+
+
+def test_stopping_ends_what_waits_at_once_and_what_runs_through_ray(world: World) -> None:
+    world.ray.nodes = cluster((1.0, 0.0))
+    world.add("a")
+    world.add("b")
+    world.tick()
+    for each in "ab":
+        assert world.store.ask_job_stop(each)
+    world.tick(times=2)
+    assert (world.state("a"), world.state("b")) == ("stopped", "stopped")
+    assert list(world.ray.stopped) == ["a"]
+    assert not world.store.ask_job_stop("a"), "it has ended"
+
+
+def test_a_dependency_holds_a_job_until_it_has_succeeded(world: World) -> None:
+    world.add("train")
+    world.add("evaluate", after=("train",))
+    world.tick(30.0)
+    world.tick(31.0)
+    assert world.job("evaluate").message == "after train (running)"
+    world.tick(times=2)
+    assert world.state("train") == "succeeded"
+    world.tick()
+    assert world.state("evaluate") == "running"
+
+
+@pytest.mark.parametrize(("code", "said"), [(1, "which failed"), (143, "which was stopped")])
+def test_what_comes_after_a_failure_fails_with_it(world: World, code: int, said: str) -> None:
+    world.ray.ends = lambda _: RayJob("FAILED", exit_code=code)
+    world.add("train")
+    world.add("evaluate", after=("train",))
+    world.tick(61.0, times=4)
+    job = world.job("evaluate")
+    assert job.state == "failed"
+    assert job.cause is not None
+    assert job.cause.text == f"comes after train, {said}"
+    assert list(world.ray.known) == ["train"]
+
+
+def test_what_can_never_fit_fails_after_a_while_but_not_if_the_cluster_grows(world: World) -> None:
+    world.configure(unschedulable_s=300)
+    world.add("a", need=gpus(2))
+    world.add("b", need=gpus(2))
+    world.tick(100.0)
+    assert world.job("a").message.startswith("unschedulable: asks for 2 x (1 CPU, 1 GPU)")
+    world.ray.nodes = cluster((4.0, 2.0))
+    world.tick(100.0)
+    assert world.state("a") == "running"
+    world.ray.nodes = cluster((4.0, 0.0))
+    world.tick(301.0, times=2)
+    job = world.job("b")
+    assert job.state == "failed"
+    assert job.cause is not None
+    assert job.cause.kind == "unschedulable"
+
+
+def test_what_ray_refuses_fails_with_what_ray_says(world: World) -> None:
+    world.ray.refuses = "Ray refused the job: bad runtime_env"
+    world.add("a")
+    world.tick(times=2)
+    assert world.state("a") == "failed"
+    cause = world.job("a").cause
+    assert cause is not None
+    assert cause.text == "Ray refused the job: bad runtime_env"
+
+
+def test_ray_away_is_told_to_those_who_wait_and_changes_nothing_else(world: World) -> None:
+    world.add("a")
+    world.tick()
+    world.add("b")
+    world.ray.is_away = True
+    for _ in range(3):
+        with pytest.raises(RetryableError, match="ray: does not answer"):
+            world.tick()
+    assert (world.state("a"), world.state("b")) == ("running", "queued")
+    assert world.job("b").message == "the queue: ray: does not answer"
+    world.ray.is_away = False
+    world.tick()
+    assert world.state("b") == "running"
+
+
+def test_a_mistake_in_the_operators_file_is_told_to_those_who_wait(world: World) -> None:
+    world.configure(gpu_hour_prise=2)
+    world.add("a")
+    with pytest.raises(ConfigError):
+        world.tick()
+    assert "gpu_hour_prise" in world.job("a").message
+
+
+def test_one_that_stands_by_does_nothing(world: World) -> None:
+    world.leads = False
+    world.add("a")
+    world.tick(times=3)
+    assert world.ray.submissions == []
+
+
+def test_a_schedule_queues_one_job_for_each_time_and_none_twice(world: World) -> None:
+    hourly = Cron.parse("0 * * * *")
+    world.add("nightly", cron="0 * * * *", state="scheduled")
+    schedule = world.job("nightly")
+    world.store.change_job(
+        schedule, type(schedule)(**{**vars(schedule), "ready_at": hourly.after(world.now)})
+    )
+    world.tick(60.0, times=200)  # 3 hours and 20 minutes from 00:16:40
+    assert list(world.ray.known) == [f"nightly-19700101-0{hour}00" for hour in (1, 2, 3)]
+    assert world.state("nightly") == "scheduled"
+
+
+def test_a_schedule_makes_up_for_the_last_time_alone_and_leaves_out_while_one_runs(world: World) -> None:
+    world.add("nightly", cron="*/10 * * * *", state="scheduled", digest="d")
+    world.now = 7400.0  # many times have passed while nobody was there
+    world.ray.takes = lambda _: 1500.0
+    world.tick(60.0, times=15)
+    assert list(world.ray.known) == ["nightly-19700101-0200"]
+    assert world.job("nightly").message == "left out 19700101-0210: nightly-19700101-0200 still goes on"
+    world.store.ask_job_stop("nightly")
+    world.tick(60.0, times=60)
+    assert world.state("nightly") == "stopped"
+    assert len(world.ray.known) == 1
+
+
+def armed(thing: Any, names: tuple[str, ...], countdown: list[int], *, after: bool) -> Callable[[], None]:
+    """Let the process die at one of the calls, before or after its effect; the result takes that back."""
+    originals = {name: getattr(thing, name) for name in names}
+
+    def bomb(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            countdown[0] -= 1
+            if countdown[0] == 0 and not after:
+                raise KilledError(name)
+            result = originals[name](*args, **kwargs)
+            if countdown[0] == 0:
+                raise KilledError(name)
+            return result
+
+        return call
+
+    for name in names:
+        setattr(thing, name, bomb(name))
+    return lambda: [setattr(thing, name, call) for name, call in originals.items()] and None
+
+
+WRITES = ("change_job", "note_jobs", "begin_attempt", "settle_attempt", "add_job")
+
+
+def history(world: World, kill_at: int, *, after: bool) -> tuple[bool, dict[str, Any]]:
+    """A life of six jobs in which the dispatcher dies at its ``kill_at``-th effect; whether it died."""
+    world.ray.ends = lambda ray_id: LOST if ray_id in ("retried", "dep") else RayJob("SUCCEEDED", exit_code=0)
+    world.ray.takes = lambda _: 20.0
+    world.ray.nodes = cluster((2.0, 0.0))
+    for name in ("plain", "retried", "dep", "waits"):
+        world.add(name)
+    world.add("child", after=("dep",))
+    world.add("stopped")
+    world.store.ask_job_stop("stopped")
+    world.add("cron", cron="*/30 * * * *", state="scheduled")
+    countdown, died = [kill_at], False
+    for _ in range(200):
+        undo_store = armed(world.store, WRITES, countdown, after=after)
+        undo_ray = armed(world.ray, ("submit", "stop"), countdown, after=after)
+        try:
+            world.dispatcher.one_pass()
+        except KilledError:
+            died = True
+            world.restart()
+        finally:
+            undo_ray()
+            undo_store()
+        world.now += 2.0
+    jobs = {job.id: (job.state, job.attempt) for job in world.store.latest_jobs()}
+    return died, jobs
+
+
+EXPECTED = {
+    "plain": ("succeeded", 0),
+    "retried": ("succeeded", 1),
+    "dep": ("succeeded", 1),
+    "waits": ("succeeded", 0),
+    "child": ("succeeded", 0),
+    "stopped": ("stopped", 0),
+    "cron": ("scheduled", 0),
+    "cron-19700101-0000": ("succeeded", 0),
+}
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_at_any_effect_the_end_is_the_same_and_nothing_runs_twice(
+    store: Store, tmp_path: Any, after: bool
+) -> None:
+    kill_at, deaths = 0, 0
+    while True:
+        kill_at += 1
+        fresh = Store(f"sqlite:///{tmp_path / f'{after}-{kill_at}.db'}")
+        fresh.migrate()
+        world = World(fresh, tmp_path)
+        died, jobs = history(world, kill_at, after=after)
+        assert jobs == EXPECTED, kill_at
+        wanted = ["child", "cron-19700101-0000", "dep", "dep-r1", "plain", "retried", "retried-r1", "waits"]
+        assert sorted(world.ray.known) == wanted, kill_at
+        fresh.close()
+        if not died:
+            break
+        deaths += 1
+    assert deaths > 25
