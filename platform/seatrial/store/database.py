@@ -75,6 +75,20 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
+def counting(engine: Engine) -> Iterator[Connection]:
+    """A transaction that writes, and in which everything read is of one moment.
+
+    Raises:
+        RetryableError: the database did not answer or stayed locked.
+    """
+    options: dict[str, Any] = {"seatrial_writes": True}
+    if engine.dialect.name == "postgresql":
+        options["isolation_level"] = "REPEATABLE READ"
+    with answering(), engine.connect().execution_options(**options) as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """A transaction in which everything read is of one moment.
 

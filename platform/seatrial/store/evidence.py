@@ -1,134 +1,93 @@
-"""A trial's evidence, grouped by unit inside the database: only one row an arm leaves it."""
+"""A trial's evidence: what is new is added to sums that are kept, and the sums are read."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from sqlalchemy import Connection, Float, Integer, Select, and_, case, cast, func, or_, select
+from sqlalchemy import Connection, Engine, func, select
 
 from seatrial.experiments.evidence import ArmEvidence, Evidence
 from seatrial.experiments.sequential import ArmStats
 from seatrial.experiments.trial import Trial
-from seatrial.experiments.verdict import TrialPolicy
-from seatrial.store.tables import exposures, outcomes
+from seatrial.store import folding, placing
+from seatrial.store.database import counting, reading
+from seatrial.store.rules import Rules
+from seatrial.store.sums import ONE, ArmSums
+from seatrial.store.tables import evidence_news, evidence_sums
+
+DAY_S = 86400.0
 
 
-def read_evidence(connection: Connection, trial: Trial, *, now: float) -> Evidence:
-    """Sufficient statistics of each of the trial's arms."""
-    policy = TrialPolicy.from_json(trial.policy)
-    rows = {row["arm"]: row for row in connection.execute(_by_arm(trial.id, policy)).mappings()}
-    ignored = connection.execute(_ignored(trial.id, policy)).scalar_one() if policy.proportion else 0
+def read_evidence(engine: Engine, trial: Trial, *, now: float) -> Evidence:
+    """Sufficient statistics of each of the trial's arms, of all that was there when this was called."""
+    rules = Rules.of(trial)
+    catch_up(engine, trial, rules)
+    with reading(engine) as connection:
+        state = folding.read_state(connection, trial.id, rules.digest) or folding.State()
+    sums = [state.arms.get(arm.name, ArmSums()) for arm in trial.table.arms]
     arms = tuple(
-        _arm(arm.name, arm.version, rows[arm.name])
-        if arm.name in rows
-        else ArmEvidence.empty(arm.name, arm.version)
-        for arm in trial.table.arms
+        _arm(arm.name, arm.version, found) for arm, found in zip(trial.table.arms, sums, strict=True)
     )
-    return Evidence(now, arms, int(ignored))
+    return Evidence(now, arms, sum(found.counts["ignored"] for found in sums))
 
 
-def _arm(name: str, version: str, row: Any) -> ArmEvidence:
+def catch_up(engine: Engine, trial: Trial, rules: Rules) -> None:
+    """Add all that is news now, a batch a transaction; what comes meanwhile is for the next time."""
+    with reading(engine) as connection:
+        is_begun = folding.read_state(connection, trial.id, rules.digest) is not None
+        unplaced = placing.count_unplaced(connection, trial.service)
+        if is_begun and not unplaced and not folding.has_news(connection, trial.id):
+            return
+    if not is_begun:
+        with counting(engine) as connection:
+            folding.lock(connection)
+            folding.begin(connection, trial, rules)
+    place_all(engine, trial.service, unplaced)
+    with reading(engine) as connection:
+        statement = select(func.count()).where(evidence_news.c.trial_id == trial.id)
+        news = connection.execute(statement).scalar_one()
+    for _ in range(0, news, folding.BATCH):
+        with counting(engine) as connection:
+            folding.lock(connection)
+            folding.fold(connection, trial, rules)
+
+
+def place_all(engine: Engine, service: str, unplaced: int) -> None:
+    """Look up the units of as many outcomes."""
+    for _ in range(0, unplaced, placing.BATCH):
+        with counting(engine) as connection:
+            folding.lock(connection)
+            placing.place(connection, service)
+
+
+def late_outcomes(connection: Connection, service: str) -> int:
+    """Outcomes of the service that came too long after their request, in all trials that were looked at."""
+    bodies = select(evidence_sums.c.body).where(evidence_sums.c.service == service)
+    states = map(folding.State.from_text, connection.execute(bodies).scalars())
+    return sum(arm.counts["late"] for state in states for arm in state.arms.values())
+
+
+def units_per_day(connection: Connection, trial: Trial, *, now: float) -> float | None:
+    """Units a day over the trial's life, as if all took part; None when it has none."""
+    body = connection.execute(
+        select(evidence_sums.c.body).where(evidence_sums.c.trial_id == trial.id)
+    ).scalar()
+    state = folding.State.from_text(body) if body else folding.State()
+    units = sum(arm.units for arm in state.arms.values())
+    days = ((trial.closed_at or now) - trial.opened_at) / DAY_S
+    return units / days / trial.table.coverage if units and days > 0 else None
+
+
+def _arm(name: str, version: str, sums: ArmSums) -> ArmEvidence:
+    n, x, xx, *_ = sums.moments(0)
     return ArmEvidence(
         name=name,
         version=version,
-        assigned_units=int(row["assigned_units"]),
-        exposed_units=int(row["exposed_units"]),
-        requests=int(row["requests"]),
-        exposures=int(row["exposures"]),
-        failures=int(row["failures"]),
-        fallbacks=int(row["fallbacks"]),
-        outcomes=int(row["outcomes"]),
-        stats=ArmStats(int(row["n"]), float(row["total"] or 0.0), float(row["total_squares"] or 0.0)),
-        unanswered=float(row["unanswered"]),
-    )
-
-
-def _by_request(trial_id: str, policy: TrialPolicy) -> Select[Any]:
-    """One row a request: its arm and unit, whether it was answered, the mean of its outcomes or null."""
-    belongs = [outcomes.c.request_id == exposures.c.request_id, outcomes.c.service == exposures.c.service]
-    belongs.append(outcomes.c.metric == policy.metric)
-    if policy.proportion:
-        belongs.append(outcomes.c.value.between(0.0, 1.0))
-    answered = exposures.c.error.is_(None)
-    # The client's own faults (4xx, and 499 for one that went away) say nothing about an arm.
-    failed = and_(exposures.c.error.is_not(None), or_(exposures.c.status < 400, exposures.c.status >= 500))
-    value = func.avg(outcomes.c.value)
-    return (
-        select(
-            exposures.c.arm,
-            exposures.c.unit,
-            case((answered, 1), else_=0).label("answered"),
-            case((failed, 1), else_=0).label("failed"),
-            case((exposures.c.fallback, 1), else_=0).label("fell_back"),
-            func.count(outcomes.c.outcome_id).label("outcomes"),
-            (func.coalesce(value, 0.0) if policy.missing_counts_zero else value).label("value"),
-        )
-        .select_from(exposures.outerjoin(outcomes, and_(*belongs)))
-        .where(exposures.c.trial_id == trial_id)
-        .group_by(
-            exposures.c.request_id,
-            exposures.c.arm,
-            exposures.c.unit,
-            exposures.c.error,
-            exposures.c.status,
-            exposures.c.fallback,
-        )
-    )
-
-
-def _by_unit(trial_id: str, policy: TrialPolicy) -> Select[Any]:
-    """One row a unit and arm; its value is the mean over its answered requests."""
-    request = _by_request(trial_id, policy).subquery("request")
-    is_answered = request.c.answered == 1
-    is_left = or_(request.c.failed == 1, request.c.fell_back == 1)
-    return select(
-        request.c.arm,
-        func.max(request.c.answered).label("exposed"),
-        func.count().label("requests"),
-        func.sum(request.c.answered).label("answered"),
-        func.sum(request.c.failed).label("failed"),
-        func.sum(request.c.fell_back).label("fell_back"),
-        func.sum(case((is_answered, request.c.outcomes), else_=0)).label("outcomes"),
-        func.avg(case((is_answered, request.c.value), else_=None)).label("value"),
-        func.avg(case((is_left, 1.0), else_=0.0)).label("unanswered"),
-    ).group_by(request.c.arm, request.c.unit)
-
-
-def _by_arm(trial_id: str, policy: TrialPolicy) -> Select[Any]:
-    unit = _by_unit(trial_id, policy).subquery("unit")
-    value = cast(unit.c.value, Float)
-    return select(
-        unit.c.arm,
-        func.count().label("assigned_units"),
-        cast(func.sum(unit.c.exposed), Integer).label("exposed_units"),
-        func.sum(unit.c.requests).label("requests"),
-        func.sum(unit.c.answered).label("exposures"),
-        func.sum(unit.c.failed).label("failures"),
-        func.sum(unit.c.fell_back).label("fallbacks"),
-        func.sum(unit.c.outcomes).label("outcomes"),
-        func.sum(cast(unit.c.unanswered, Float)).label("unanswered"),
-        func.count(unit.c.value).label("n"),
-        func.sum(value).label("total"),
-        func.sum(value * value).label("total_squares"),
-    ).group_by(unit.c.arm)
-
-
-def _ignored(trial_id: str, policy: TrialPolicy) -> Select[Any]:
-    """Outcomes of a share that lie outside 0..1."""
-    return (
-        select(func.count())
-        .select_from(
-            outcomes.join(
-                exposures,
-                and_(
-                    outcomes.c.request_id == exposures.c.request_id,
-                    outcomes.c.service == exposures.c.service,
-                ),
-            )
-        )
-        .where(
-            exposures.c.trial_id == trial_id,
-            outcomes.c.metric == policy.metric,
-            ~outcomes.c.value.between(0.0, 1.0),
-        )
+        assigned_units=sums.units,
+        exposed_units=sums.exposed,
+        requests=sums.counts["requests"],
+        exposures=sums.counts["answered"],
+        failures=sums.counts["failed"],
+        fallbacks=sums.counts["fell_back"],
+        outcomes=sums.counts["outcomes"],
+        stats=ArmStats(n, x, xx),
+        unanswered=sums.unanswered / ONE,
     )

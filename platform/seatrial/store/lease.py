@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, delete, or_, select
 
+from seatrial.store.bulk import insert
 from seatrial.store.tables import leases
-from seatrial.store.writer import insert
 
 
 def take(connection: Connection, name: str, holder: str, *, now: float, lasts_s: float) -> str:

@@ -8,17 +8,17 @@ from typing import Any
 
 from sqlalchemy import select, update
 
-from seatrial.experiments.evidence import Evidence
 from seatrial.experiments.trial import Decision, Look, Stop, Trial
 from seatrial.store import lease, trials, writer
+from seatrial.store.bulk import Row
 from seatrial.store.database import migrate, open_engine, reading, writing
-from seatrial.store.evidence import read_evidence
+from seatrial.store.evidence_store import EvidenceStore
 from seatrial.store.job_store import JobStore
+from seatrial.store.latency import Latency, latest
 from seatrial.store.tables import replicas, services
-from seatrial.store.writer import Row
 
 
-class Store(JobStore):
+class Store(JobStore, EvidenceStore):
     """Rows in, rows out; every write is idempotent. ``url`` is `sqlite:///…` or `postgresql+psycopg://…`.
 
     Raises (every method):
@@ -40,7 +40,8 @@ class Store(JobStore):
         """Add exposures, keyed by ``request_id``: one already there stays as it is.
 
         Columns: request_id, trial_id, service, unit, sticky, arm, assigned_version, served_version, fallback,
-        status, at; and, where known, ttft_s, latency_s, completion_tokens, error.
+        status, at; and, where known, ttft_s, latency_s, prompt_tokens,
+        completion_tokens, refused, error.
 
         Raises:
             ValueError: a column is unknown or missing; nothing is written.
@@ -151,6 +152,11 @@ class Store(JobStore):
         with reading(self.engine) as connection:
             return trials.read_trial(connection, trial_id)
 
+    def latencies(self, trial_id: str) -> dict[str, Latency]:
+        """Arm → how long the trial's latest answers took."""
+        with reading(self.engine) as connection:
+            return latest(connection, trial_id)
+
     def latest_trial(self, service: str) -> Trial | None:
         """The service's last trial, open or closed."""
         with reading(self.engine) as connection:
@@ -190,8 +196,3 @@ class Store(JobStore):
         """Units of the trial's last look; 0 when there is none."""
         with reading(self.engine) as connection:
             return trials.last_look_units(connection, trial_id)
-
-    def evidence(self, trial: Trial, *, now: float) -> Evidence:
-        """Sufficient statistics of the trial's arms, grouped by unit in the database."""
-        with reading(self.engine) as connection:
-            return read_evidence(connection, trial, now=now)
