@@ -1,6 +1,6 @@
 """Our serving path beside vLLM's own server and Ray Serve LLM's default, on the same model and prompts.
 
-    python -m benchmarks.serving_path [--requests 240] [--rounds 3]
+    python -m benchmarks.serving_path [--requests 240] [--rounds 3] [--trial]
 
 - `ours`: a service with a live 50/50 split between two adapters, API key, exposures recorded.
 - `vllm`: vLLM's own OpenAI server without Ray, the same two adapters, requests alternating between them.
@@ -12,6 +12,10 @@ settings go to all three; on CPUs ours alone has two things besides, which are p
 and model in one process, and a worker (`cpu_lora.Worker`) that groups the adapters' products by adapter.
 Prints one JSON object per case: requests per second (the median of the rounds), median and 95th percentile
 of the latency, and our ratio to each peer.
+
+`--trial` instead measures what a trial costs, in one running service, in rounds that alternate: `trial` asks
+for the service, so that each request is split, watched and recorded; `pinned` asks for the two versions in
+turn, which is the same path and the same work for the engine without a trial.
 """
 
 from __future__ import annotations
@@ -216,11 +220,18 @@ def main() -> None:
         "--requests", type=int, default=240, help="of a round at concurrency 8; a quarter at 1"
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--trial", action="store_true", help="what a trial costs, beside the same path without"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="seatrial-bench-") as name:
         folder = Path(name)
         base = stage.make_base(folder / "base")
         adapters = [stage.make_adapter(base, folder / f"adapter{seed}", seed=seed) for seed in (1, 2)]
+        if options.trial:
+            with ours(folder, base, adapters) as target:
+                report_trial(target, options.requests, options.rounds)
+            return
         found = {}
         plain = [stage.copy_of(path, folder / f"plain-{path.name}") for path in adapters]
         for path, context in (
@@ -234,6 +245,32 @@ def main() -> None:
             print(f"{path}: {rates}", file=sys.stderr, flush=True)
     for case in CASES:
         report(case, {path: results[case] for path, results in found.items()})
+
+
+def report_trial(target: Target, requests: int, rounds: int) -> None:
+    """A JSON line for each case at concurrency 8: the rates of both, and the median ratio of the pairs."""
+    pinned = Target(target.url, (f"{SERVICE}@1", f"{SERVICE}@2"), target.headers)
+
+    async def pairs(case: Case) -> list[tuple[float, float]]:
+        found = []
+        for turn in range(rounds + 1):
+            order = (target, pinned) if turn % 2 else (pinned, target)
+            rates = {each: (await measure(each, case, prompts(requests)))[0] for each in order}
+            found.append((rates[target], rates[pinned]))
+        return found[1:]  # the first warms up
+
+    for case in (case for case in CASES if case.concurrency > 1):
+        found = asyncio.run(pairs(case))
+        line = {
+            "benchmark": "serving_path",
+            "case": f"{case.name}, trial against no trial",
+            "concurrency": case.concurrency,
+            "trial_rps": round(statistics.median(rate for rate, _ in found), 1),
+            "pinned_rps": round(statistics.median(rate for _, rate in found), 1),
+            "ratio": round(statistics.median(mine / other for mine, other in found), 3),
+            "ratios": [round(mine / other, 3) for mine, other in found],
+        }
+        print(json.dumps(line), flush=True)
 
 
 def report(case: Case, found: dict[str, dict[str, float]]) -> None:

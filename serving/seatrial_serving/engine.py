@@ -52,6 +52,7 @@ from seatrial_serving.spec import (
     placement,
     spool_folder,
 )
+from seatrial_serving.sticky import Sticky
 from seatrial_serving.table import Table
 from seatrial_serving.traffic import COMPLETIONS, Traffic, UnreachableError
 
@@ -202,7 +203,9 @@ class Server(_Engine):
         self._loader = Loader(
             service.name, self, self._live, cache, set_http=self._set_http, report=self._report
         )
+        self._sticky = Sticky(self._live, lambda: store_of(addresses.store_url))
         self._recorder.start()
+        self._sticky.start()
 
     async def __serve_build_asgi_app__(self) -> App:
         return Traffic(
@@ -264,7 +267,7 @@ class Server(_Engine):
             parts.cancel()
 
     async def __del__(self) -> None:
-        for part in ("_shadows", "_loader", "_recorder"):
+        for part in ("_shadows", "_sticky", "_loader", "_recorder"):
             if hasattr(self, part):
                 getattr(self, part).close()
         await super().__del__()

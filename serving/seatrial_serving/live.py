@@ -25,6 +25,23 @@ class Rules:
         return cls(http, Keys(http), model_tokens, max_in_flight)
 
 
+MOST_UNITS = 500_000
+"""About 60 MB."""
+
+
+@dataclass
+class Memory:
+    """unit -> arm of those that were exposed in one trial; a unit keeps the first arm."""
+
+    trial: str
+    arms: dict[str, str] = field(default_factory=dict)
+
+    def keep(self, unit: str, arm: str) -> None:
+        """Remember a unit, as long as there is room."""
+        if len(self.arms) < MOST_UNITS:
+            self.arms.setdefault(unit, arm)
+
+
 @dataclass
 class Live:
     """The table and rules in force, the versions that are ready, and the requests under way."""
@@ -35,7 +52,7 @@ class Live:
     """version -> the Serve application that serves it, None for an adapter in this engine."""
     in_flight: Counter[str] = field(default_factory=Counter)
     """version -> requests under way."""
-    sticky: dict[str, str] = field(default_factory=dict)
-    """unit -> arm of those exposed in the table's trial, once its weights have changed."""
+    sticky: Memory = field(default_factory=lambda: Memory(""))
+    """Where the units of the table's trial are, once its weights have changed."""
     admitted: int = 0
     """Requests that hold a place, those that are still being read among them."""

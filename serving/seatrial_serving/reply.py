@@ -131,7 +131,9 @@ class Reply:
             return
         row = self._row()
         row["latency_s"] = sample.latency_s
+        row["prompt_tokens"] = sample.prompt_tokens
         row["completion_tokens"] = sample.completion_tokens
+        row["refused"] = sample.is_refused
         self._recorder.exposed(row)
 
     @property

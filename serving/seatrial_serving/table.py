@@ -6,10 +6,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from seatrial.experiments.assignment import TrialTable, assign
+from seatrial.experiments.assignment import Arm, TrialTable, assign
 from seatrial_serving.errors import HttpError
 
 CHAMPION = "champion"
+NOBODY: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class Table:
     revision: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
     trial: TrialTable | None = None
+    keeps_units: bool = False
+    """Whether weights have changed, so that units that were exposed before stay where they were."""
     shadow: Shadow | None = None
     refusal_phrases: tuple[str, ...] = ()
     """What an answer that refuses begins with, in lower case."""
@@ -75,6 +78,7 @@ class Table:
             revision,
             aliases,
             TrialTable.from_json(trial) if trial else None,
+            bool(trial) and int(trial.get("bucket_version", 0)) > 0,
             Shadow.from_json(shadow) if shadow else None,
             tuple(str(phrase).lower() for phrase in traffic.get("refusal_phrases") or ()),
         )
@@ -86,17 +90,25 @@ class Table:
         arms = [arm.version for arm in self.trial.arms] if self.trial else []
         return frozenset([champion, *arms] if champion else arms)
 
-    def route(self, model: object, unit: str | None, request_id: str, ready: Collection[str]) -> Route:
+    def route(
+        self,
+        model: object,
+        unit: str | None,
+        request_id: str,
+        ready: Collection[str],
+        sticky: Mapping[str, str] = NOBODY,
+    ) -> Route:
         """Choose the version for one request.
 
         ``model`` is `SERVICE` (the split decides), `SERVICE@ALIAS` or `SERVICE@VERSION` (pinned); ``ready``
         are the versions loaded here. Without a unit the request is its own unit, and not sticky.
+        ``sticky`` is the arm of units that were exposed before the weights changed.
 
         Raises:
             HttpError: 404 for a model that is not served, 503 when there is no champion.
         """
         if model == self.service:
-            return self._split(unit, request_id, ready)
+            return self._split(unit, request_id, ready, sticky)
         name, _, suffix = model.partition("@") if isinstance(model, str) else ("", "", "")
         version = self.aliases.get(suffix, suffix)
         if name != self.service or version not in ready:
@@ -115,9 +127,11 @@ class Table:
             return None
         return Route(champion, route.assigned, route.trial, route.arm, route.unit, route.is_sticky)
 
-    def _split(self, unit: str | None, request_id: str, ready: Collection[str]) -> Route:
+    def _split(
+        self, unit: str | None, request_id: str, ready: Collection[str], sticky: Mapping[str, str]
+    ) -> Route:
         champion = self.aliases.get(CHAMPION)
-        arm = assign(unit or request_id, self.trial) if self.trial else None
+        arm = self._arm(unit or request_id, sticky)
         if arm is not None and self.trial is not None:
             version = arm.version if arm.version in ready else champion
             if version in ready and version is not None:
@@ -130,3 +144,12 @@ class Table:
                 code="no_champion",
             )
         return Route(champion, champion)
+
+    def _arm(self, unit: str, sticky: Mapping[str, str]) -> Arm | None:
+        if self.trial is None:
+            return None
+        kept = sticky.get(unit) if self.keeps_units else None
+        if kept is None:
+            return assign(unit, self.trial)
+        # The units of an arm that was taken out have left the trial.
+        return next((arm for arm in self.trial.arms if arm.name == kept), None)

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 END_TIMEOUT_S = 5.0
+# A stream's next token is waited for as much shorter: renewing the limit at each token costs more than that.
+RENEW_SHARE = 0.02
 ENGINE_FAILED = HttpError(500, "the engine failed", code="engine_failed")
 SERVICE_FAILED = HttpError(500, "the service failed", code="service_failed")
 Forward = Callable[[str, str, bytes, Head, Receive, Send], Awaitable[None]]
@@ -115,7 +117,11 @@ class Traffic:
             body = await self._read(receive, head)
             check(body, rules.http, chat=path == CHAT, model_tokens=rules.model_tokens)
             unit = unit_of(body, head.unit)
-            route = live.table.route(body.get("model"), unit, head.request_id, live.ready)
+            table = live.table
+            known = live.sticky.arms
+            route = table.route(body.get("model"), unit, head.request_id, live.ready, known)
+            if table.keeps_units and route.is_sticky and live.sticky.trial == route.trial:
+                live.sticky.keep(route.unit, route.arm)
             shadow = self._shadows.wants(route, head.request_id)
             reader = Reader(live.table.refusal_phrases, keeps=shadow is not None)
             reply = Reply(
@@ -139,9 +145,14 @@ class Traffic:
         clock = asyncio.get_running_loop().time
         error: str | None = None
 
+        due = clock() + RENEW_SHARE * limit_s
+
         def wait_again() -> None:
-            if not patience.expired():
-                patience.reschedule(clock() + limit_s)
+            nonlocal due
+            now = clock()
+            if now >= due and not patience.expired():
+                patience.reschedule(now + limit_s)
+                due = now + RENEW_SHARE * limit_s
 
         try:
             async with asyncio.timeout(limit_s) as patience:

@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 import psutil
 
-from seatrial.stack.haproxy import write_wrapper
+from seatrial.stack.haproxy import RETRIES, write_wrapper
 
 KEY = "sk-test-only"
 KEY_SHA256 = hashlib.sha256(KEY.encode()).hexdigest()
@@ -258,6 +258,7 @@ class Cluster:
     serve_url: str
     home: Path
     ray_address: str
+    metrics_url: str
 
     def put(self, applications: list[dict[str, Any]]) -> None:
         """Declare all applications."""
@@ -292,6 +293,7 @@ def serve_environment(folder: Path, *, haproxy: bool = True) -> dict[str, str]:
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        **RETRIES,
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_wrapper(folder)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
@@ -346,6 +348,7 @@ def ray_cluster(
         f"http://127.0.0.1:{ports['serve']}",
         folder / "home",
         f"127.0.0.1:{ports['gcs']}",
+        f"http://127.0.0.1:{ports['metrics']}/metrics",
     )
     try:
         with process(command, folder / "ray.log", environment):

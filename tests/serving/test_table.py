@@ -80,3 +80,34 @@ def test_a_failing_version_is_replaced_only_within_a_trial() -> None:
 def test_a_table_needs_its_champion_and_arms_but_not_what_aliases_remember() -> None:
     assert TABLE.needed == {"6", "7"}
     assert Table.from_json("svc", "r", None).needed == frozenset()
+
+
+def reweighted(weight: float) -> Table:
+    arms = [
+        {"name": "champion", "version": "6", "weight": 1 - weight},
+        {"name": "challenger", "version": "7", "weight": weight},
+    ]
+    return Table.from_json(
+        "svc", "r2", {**TRAFFIC, "trial": {**TRAFFIC["trial"], "arms": arms, "bucket_version": 1}}
+    )
+
+
+def test_units_that_were_exposed_stay_in_their_arm_when_weights_change() -> None:
+    units = [f"unit-{i}" for i in range(400)]
+    before = {unit: TABLE.route("svc", unit, "r", READY).arm for unit in units}
+    table = reweighted(0.1)
+    known = {unit: arm for unit, arm in before.items() if unit < "unit-2"}
+    after = {unit: table.route("svc", unit, "r", READY, known).arm for unit in units}
+    assert {unit: after[unit] for unit in known} == known
+    assert 0.05 < sum(after[u] == "challenger" for u in units if u not in known) / (400 - len(known)) < 0.2
+
+
+def test_the_units_of_an_arm_that_was_taken_out_leave_the_trial() -> None:
+    route = reweighted(0.1).route("svc", "u", "r", READY, {"u": "challenger-b"})
+    assert (route.version, route.trial, route.arm) == ("6", "", "")
+
+
+def test_a_table_whose_weights_never_changed_needs_no_memory() -> None:
+    other = {"champion": "challenger", "challenger": "champion"}
+    known = {f"u{i}": other[TABLE.route("svc", f"u{i}", "r", READY).arm] for i in range(20)}
+    assert all(TABLE.route("svc", unit, "r", READY, known).arm != arm for unit, arm in known.items())

@@ -24,6 +24,13 @@ for argument in "$@"; do
 done
 exec {binary} "$@"
 """
+# A request whose replica died before it had said anything is asked of another replica. An answer has no
+# effect but itself: the replica that gives it makes the request's id, and outcomes count once however often
+# they come. Twice at most, so that a request that kills replicas does not kill all of them.
+RETRIES = {
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_RETRIES": "2",
+}
 # What a service answers to any route that is not there.
 NO_ROUTES = """\
     http-request return status 404 content-type application/json string '{"error": {"message": \

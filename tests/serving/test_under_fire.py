@@ -1,0 +1,68 @@
+"""Promotion, rollback and the death of each part under load, with everything real.
+
+`benchmarks/under_fire.py` does the same for longer, and prints the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.serving import scenarios
+from tests.serving.fire import Fire, on_fire
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+RPS = 20.0
+
+
+@pytest.fixture(scope="module")
+def fire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fire]:
+    with on_fire(tmp_path_factory.mktemp("fire")) as started:
+        yield started
+
+
+def test_promotions_and_rollbacks_under_load_fail_nobody_and_every_answer_is_its_versions(
+    fire: Fire,
+) -> None:
+    running, figures = scenarios.swaps(fire, 10)
+    assert running.problems == [], figures
+    assert running.wrong(fire.texts) == []
+    assert len(running.versions) >= 9
+    assert not set(running.versions) - set(fire.texts), "no answer of a version that cannot be loaded"
+    assert figures["rps"] >= RPS, figures
+
+
+def test_a_challenger_that_cannot_be_loaded_is_noticed_by_no_client(fire: Fire) -> None:
+    running, figures = scenarios.broken_challenger(fire)
+    assert running.problems == [], figures
+    assert figures["answers_of_it"] == 0
+    assert {answer.arm for answer in running.answers} == {""}, "no trial opens against it"
+
+
+def test_answers_and_exposures_outlive_the_stores_absence(fire: Fire) -> None:
+    running, figures = scenarios.store_away(fire)
+    assert running.problems == [], figures
+    assert {answer.arm for answer in running.answers} >= {"champion", "challenger"}
+    assert running.wrong(fire.texts) == []
+
+
+def test_a_killed_controller_goes_on_where_it_was(fire: Fire) -> None:
+    running, figures = scenarios.controller_killed(fire)
+    assert running.problems == [], figures
+    assert figures["recovered_s"] < 30
+
+
+def test_answers_do_not_need_mlflow(fire: Fire) -> None:
+    running, figures = scenarios.mlflow_killed(fire)
+    assert running.problems == [], figures
+    assert figures["recovered_s"] < 60
+
+
+def test_a_killed_replicas_requests_are_answered_by_the_other(fire: Fire) -> None:
+    running, figures = scenarios.replica_killed(fire)
+    assert [a for a in running.answers if a.problem and not a.is_stream] == [], figures
+    # A stream that had begun there is cut: its client was told so, and nobody can go on with it.
+    assert sum(answer.problem is not None for answer in running.answers) <= 12, figures
+    assert figures["gap_s"] < 5, figures
+    assert running.wrong(fire.texts) == []
