@@ -16,7 +16,6 @@ from seatrial.errors import SeatrialError
 from seatrial.experiments.evidence import Evidence
 from seatrial.reconcile.actions import Action, AddLook, PutState
 from seatrial.reconcile.apply import Applier
-from seatrial.reconcile.counting import EvidenceReader
 from seatrial.reconcile.observed import World, observe
 from seatrial.reconcile.plan import plan
 from seatrial.reconcile.serve import ServeApi
@@ -66,7 +65,6 @@ class Controller:
         mlflow_uri: str,
         *,
         clock: Callable[[], float] = time.time,
-        stopwatch: Callable[[], float] = time.perf_counter,
         applier: Applier | None = None,
         holder: str | None = None,
     ) -> None:
@@ -75,9 +73,8 @@ class Controller:
         self.report = Report()
         self.leadership = Leadership(store, clock=clock, holder=holder)
         self._serve = serve
-        self._mlflow_uri = mlflow_uri
+        self.mlflow_uri = mlflow_uri
         self._applier = applier or Applier(store, serve, mlflow_uri)
-        self._evidence = EvidenceReader(store, stopwatch=stopwatch)
         self._rests = Rests()
         self._log = Log()
         self._is_migrated = False
@@ -113,7 +110,7 @@ class Controller:
                 troubles = [Trouble.of(StandingByError(f"standing by: {seen.leader} acts"))]
                 self._finish(replace(seen, is_well=True), troubles)
                 return False
-            world = observe(self.store, self._serve, self._mlflow_uri, self._evidence, now)
+            world = observe(self.store, self._serve, self.mlflow_uri, now)
         except Exception as error:  # nothing may end the loop; it is logged whole
             is_well = seen.leader is not None and isinstance(error, SeatrialError)
             self._finish(replace(seen, is_well=is_well), [Trouble.of(error)])

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from seatrial.reconcile.counting import EvidenceReader
 from seatrial.reconcile.desired import Registry
 from seatrial.reconcile.serve import ServeApi
 from seatrial.reconcile.world import (
@@ -30,7 +29,7 @@ class World:
     problems: Mapping[str, Exception]
 
 
-def observe(store: Store, serve: ServeApi, mlflow_uri: str, evidence: EvidenceReader, now: float) -> World:
+def observe(store: Store, serve: ServeApi, mlflow_uri: str, now: float) -> World:
     """Read the store, Ray Serve and MLflow.
 
     Raises:
@@ -47,7 +46,7 @@ def observe(store: Store, serve: ServeApi, mlflow_uri: str, evidence: EvidenceRe
     problems: dict[str, Exception] = {}
     for name, row in rows.items():
         try:
-            service = _service(store, name, row, evidence, now)
+            service = _service(store, name, row, now)
             also = _versions(service, apps.get(name))
             desired.append(registry.service(name, row, prefixes[name], also))
             known[name] = service
@@ -63,7 +62,7 @@ def route_prefixes(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _service(
-    store: Store, name: str, row: Mapping[str, Any], evidence: EvidenceReader, now: float
+    store: Store, name: str, row: Mapping[str, Any], now: float
 ) -> ObservedService:
     latest = store.latest_trial(name)
     trial = latest if latest is not None and latest.state != "closed" else None
@@ -77,7 +76,7 @@ def _service(
         ),
         trial=trial,
         decision=decision,
-        evidence=evidence.read(trial, now) if trial is not None and is_live else None,
+        evidence=store.evidence(trial, now=now) if trial is not None and is_live else None,
         last_look_units=store.last_look_units(trial.id) if trial is not None else 0,
         trials_so_far=latest.number if latest is not None else 0,
     )
