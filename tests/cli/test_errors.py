@@ -146,7 +146,7 @@ def test_no_ray_is_one_line_with_the_remedy(run: Run, tmp_path: Path) -> None:
 
 
 def test_no_controller_is_one_line_with_the_remedy(run: Run) -> None:
-    code, _, said = run("trials", "helper")
+    code, _, said = run("trial", "status", "helper")
     assert (code, len(said)) == (75, 1)
     assert said[0].startswith("SEATRIAL_CONTROLLER_URL: http://127.0.0.1:9/status: does not answer")
 

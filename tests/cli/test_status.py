@@ -130,14 +130,14 @@ def test_a_proxy_in_the_environment_does_not_get_between_us_and_loopback(
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "intranet.example")
     assert run("status")[0] == 0
-    assert run("trials", "helper")[0] == 0
+    assert run("trial", "status", "helper")[0] == 0
     exported = json.loads(run("env", "--json")[1])
     assert exported["no_proxy"] == exported["NO_PROXY"] == "intranet.example,127.0.0.1,localhost,::1"
 
 
 def test_a_trial_is_shown_with_the_difference_that_decides_it(run: Run, answers: Any) -> None:
     answers.of["/status"] = (200, {"services": [{**SERVICE, "trial": TRIAL}]})
-    code, said = run("trials", "helper")
+    code, said = run("trial", "status", "helper")
     lines = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in said.splitlines()}
     assert code == 0
     assert lines["difference"] == "+0.125 in [-0.100, +0.350]"
@@ -145,7 +145,7 @@ def test_a_trial_is_shown_with_the_difference_that_decides_it(run: Run, answers:
 
 
 def test_a_service_that_is_not_deployed_is_named_with_those_that_are(run: Run) -> None:
-    code, said = run("trials", "helpr")
+    code, said = run("trial", "status", "helpr")
     assert code == 2
     assert said.startswith("SERVICE: helpr: not deployed (deployed: helper)")
 

@@ -30,7 +30,7 @@ VERBS = {
     "deploy": "Deploy a service, or change the one that runs.",
     "promote": "Set an alias of a service to a version.",
     "rollback": "Point the champion back at the previous version.",
-    "trials": "Show a service's trials.",
+    "trial": "Look at trials, open them, end them.",
     "validate": "Check recipes and service files without running anything.",
     "key": "Make an API key for a service.",
     "schema": "Print the JSON schema of a configuration file.",

@@ -1,4 +1,4 @@
-"""The controller's small API: `/healthz` and `/status`. It asks for no key, so it belongs on loopback."""
+"""The controller's small API: `/healthz`, `/status`, `/api/trials/ID`, and the pages. It asks for no key."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from seatrial.controller import pages
 from seatrial.controller.loop import Controller
+from seatrial.controller.report import report
 from seatrial.controller.status import summary
 from seatrial.controller.trouble import Trouble
 
@@ -35,4 +37,17 @@ def build(controller: Controller) -> Starlette:
         except Exception as error:
             return JSONResponse({"error": Trouble.of(error).text, "services": []}, status_code=503)
 
-    return Starlette(routes=[Route("/healthz", healthz), Route("/status", status)])
+    def trial(request: Request) -> JSONResponse:
+        name = request.path_params["trial_id"]
+        store, seen = controller.store, controller.report
+        try:
+            found = store.trial(name)
+            if found is None:
+                return JSONResponse({"error": f"{name[:100]}: no such trial"}, status_code=404)
+            decision, evidence = store.decision(name), seen.evidence.get(name)
+            return JSONResponse(report(found, decision, evidence, controller.clock()))
+        except Exception as error:
+            return JSONResponse({"error": Trouble.of(error).text}, status_code=503)
+
+    api = [Route("/healthz", healthz), Route("/status", status), Route("/api/trials/{trial_id}", trial)]
+    return Starlette(routes=[*api, *pages.routes(controller)])

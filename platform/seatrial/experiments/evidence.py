@@ -54,6 +54,7 @@ class Evidence:
     taken_at: float
     arms: tuple[ArmEvidence, ...]
     ignored_outcomes: int = 0
+    late_outcomes: int = 0
 
     def arm(self, name: str) -> ArmEvidence:
         """The arm called ``name``; KeyError when there is none."""

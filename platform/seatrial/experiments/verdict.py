@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from seatrial.experiments.evidence import ArmEvidence, Evidence, finite
@@ -60,6 +60,28 @@ class TrialPolicy:
 
 
 @dataclass(frozen=True)
+class GuardrailResult:
+    """One guardrail of one challenger: the ``value`` seen, its ``limit``, and whether ``p`` breaks it."""
+
+    name: str
+    value: float
+    limit: float
+    p: float
+    breached: bool
+
+
+@dataclass(frozen=True)
+class ArmJudgement:
+    """What one look found of one challenger."""
+
+    difference: Comparison
+    lift: Comparison
+    failures_p: float
+    guardrails: tuple[GuardrailResult, ...] = ()
+    best_probability: float | None = None
+
+
+@dataclass(frozen=True)
 class Judgement:
     """One look at a trial. ``verdict`` is None while it goes on; then ``reason`` says what is missing.
 
@@ -75,6 +97,13 @@ class Judgement:
     failures_p: float
     difference: Comparison
     lift: Comparison
+    arm: str | None = None
+    """The challenger that won."""
+    arms: Mapping[str, ArmJudgement] = field(default_factory=dict)
+    drop: Mapping[str, str] = field(default_factory=dict)
+    """Challengers that are to be taken out while others go on, and why."""
+    weights: Mapping[str, float] | None = None
+    """The shares that a bandit wants now."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; numbers that are not finite become null."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -28,7 +29,35 @@ def status(addresses: Addresses) -> Mapping[str, Any]:
     Raises:
         RetryableError: it does not answer, or its store does not.
     """
-    url = f"{addresses.controller_url}/status"
+    return _ask(addresses, "/status")
+
+
+def trial(addresses: Addresses, name: str) -> Mapping[str, Any]:
+    """What the controller says of the trial with this id, or of the last trial of the service of this name.
+
+    Raises:
+        UserError: it knows neither.
+        RetryableError: as :func:`status`.
+    """
+    services = {each["name"]: each for each in status(addresses).get("services", [])}
+    found = (services.get(name) or {}).get("trial")
+    if name in services and found is None:
+        raise UserError(f"TRIAL: {name}: has no trial yet: `seatrial trial start {name} VERSION` opens one")
+    trial_id = found["id"] if found else name
+    body = _ask(addresses, f"/api/trials/{quote(trial_id, safe='')}", absent=True)
+    if "id" not in body:
+        known = ", ".join(each["trial"]["id"] for each in services.values() if each.get("trial")) or "none"
+        raise UserError(f"TRIAL: {name}: no such trial (latest: {known}): give an id or a service's name")
+    return body
+
+
+def _ask(addresses: Addresses, path: str, *, absent: bool = False) -> Mapping[str, Any]:
+    """The JSON at ``path``; with ``absent`` also what comes with a 404.
+
+    Raises:
+        RetryableError: the controller does not answer, or its store does not.
+    """
+    url = f"{addresses.controller_url}{path}"
     remedy = "run `seatrial up`, or set SEATRIAL_CONTROLLER_URL to a running controller"
     try:
         answer = httpx.get(url, timeout=TIMEOUT_S)
@@ -39,7 +68,7 @@ def status(addresses: Addresses) -> Mapping[str, Any]:
         ) from error
     except ValueError as error:
         raise RetryableError(f"SEATRIAL_CONTROLLER_URL: {url}: is no controller: {remedy}") from error
-    if answer.status_code != 200:
+    if answer.status_code != 200 and not (absent and answer.status_code == 404):
         said = body.get("error") if isinstance(body, dict) else None
         raise RetryableError(f"{url}: answers {answer.status_code} ({said}): see `seatrial status`")
     return body

@@ -1,0 +1,149 @@
+"""What a person is told of one trial, as plain JSON: the same in the command line, pages and `/status`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from seatrial.experiments.evidence import ArmEvidence, Evidence, finite
+from seatrial.experiments.forecast import units_to_decide
+from seatrial.experiments.ramp import coverages
+from seatrial.experiments.sequential import Comparison
+from seatrial.experiments.trial import Decision, Trial
+from seatrial.experiments.verdict import ArmJudgement, Judgement
+from seatrial.reconcile.closing import look_at, no_evidence
+
+
+def report(trial: Trial, decision: Decision | None, seen: Evidence | None, now: float) -> dict[str, Any]:
+    """The trial with its arms, estimates, guardrails, and the verdict or what it waits for.
+
+    ``seen`` is the evidence of the last pass; a decided trial is shown as it was decided.
+    """
+    if decision is not None:
+        evidence, judgement = decision.evidence, decision.judgement
+    else:
+        evidence = seen or no_evidence(trial, now)
+        judgement = look_at(trial, evidence, now)
+    waiting = "the aliases and the audit record" if decision is not None else judgement.reason
+    body = {
+        "id": trial.id,
+        "service": trial.service,
+        "number": trial.number,
+        "state": trial.state,
+        "champion": trial.champion,
+        "challenger": trial.challenger,
+        "challengers": dict(trial.challengers),
+        "dropped": dict(trial.dropped),
+        "opened_at": trial.opened_at,
+        "closed_at": trial.closed_at,
+        "metric": trial.policy["metric"]["name"],
+        "policy": dict(trial.policy),
+        "alpha": trial.policy["alpha"],
+        # Only once everything that follows from it is done, so that whoever waits for it sees the result.
+        "verdict": trial.verdict,
+        "reason": trial.reason,
+        "winner": decision.arm if decision is not None and decision.verdict == "promote" else None,
+        "actor": decision.actor if decision is not None else None,
+        "decided_at": decision.decided_at if decision is not None else None,
+        "waiting_for": None if trial.verdict is not None else waiting,
+        "ramp": _ramp(trial),
+        "expected": None if decision is not None else _expected(trial, evidence, judgement, now),
+        **_totals(evidence, judgement),
+        "arms": [_arm(arm, trial, judgement) for arm in evidence.arms],
+    }
+    found: dict[str, Any] = finite(body)
+    return found
+
+
+def _totals(evidence: Evidence, judgement: Judgement) -> dict[str, Any]:
+    return {
+        "units": evidence.units,
+        "exposures": sum(arm.exposures for arm in evidence.arms),
+        "outcomes": sum(arm.outcomes for arm in evidence.arms),
+        "ignored_outcomes": evidence.ignored_outcomes,
+        "late_outcomes": evidence.late_outcomes,
+        "srm_p": judgement.srm_p,
+        **_estimates(judgement.difference, judgement.lift),
+    }
+
+
+def _estimates(difference: Comparison, lift: Comparison) -> dict[str, Any]:
+    return {
+        "difference": difference.estimate,
+        "difference_interval": [difference.low, difference.high] if difference.is_defined else None,
+        "p_value": difference.p_value,
+        "lift": lift.estimate,
+        "interval": [lift.low, lift.high] if lift.is_defined else None,
+    }
+
+
+def _arm(arm: ArmEvidence, trial: Trial, judgement: Judgement) -> dict[str, Any]:
+    weights = {each.name: each.weight for each in trial.table.arms}
+    about: dict[str, Any] = {}
+    found = judgements(trial, judgement).get(arm.name)
+    if found is not None:
+        about = {
+            **_estimates(found.difference, found.lift),
+            "failures_p": found.failures_p,
+            "best_probability": found.best_probability,
+            "guardrails": [
+                {
+                    "name": each.name,
+                    "value": each.value,
+                    "limit": each.limit,
+                    "p": each.p,
+                    "breached": each.breached,
+                }
+                for each in found.guardrails
+            ],
+        }
+    return {
+        "name": arm.name,
+        "version": arm.version,
+        "weight": weights.get(arm.name),
+        "dropped": trial.dropped.get(arm.name),
+        "units": arm.exposed_units,
+        "requests": arm.requests,
+        "exposures": arm.exposures,
+        "outcomes": arm.outcomes,
+        "failures": arm.failures,
+        "fallbacks": arm.fallbacks,
+        "unanswered": arm.unanswered / arm.assigned_units if arm.assigned_units else None,
+        "mean": arm.stats.mean,
+        **about,
+    }
+
+
+def judgements(trial: Trial, judgement: Judgement) -> Mapping[str, ArmJudgement]:
+    """What was found of each challenger; older records speak of the only one without its name."""
+    if judgement.arms or len(trial.challengers) != 1:
+        return judgement.arms
+    only = next(iter(trial.challengers))
+    return {only: ArmJudgement(judgement.difference, judgement.lift, judgement.failures_p, (), None)}
+
+
+def _ramp(trial: Trial) -> dict[str, Any] | None:
+    """Steps as challengers' shares of all traffic, the present one, and when the next one may come."""
+    share = trial.policy["challenger_share"]
+    steps = [coverage * share for coverage in coverages(trial.policy)]
+    if len(steps) < 2:
+        return None
+    hold_s = trial.policy["ramp"]["hold_s"]
+    return {"steps": steps, "share": trial.table.coverage * share, "next_at": trial.ramped_at + hold_s}
+
+
+def _expected(trial: Trial, evidence: Evidence, judgement: Judgement, now: float) -> dict[str, Any] | None:
+    """Units, and seconds from now, until the metric decides if all goes on as so far."""
+    policy = trial.policy
+    tuning = policy["tuning_units"] or policy["minimum_units"]
+    leading = [units_to_decide(each.difference, evidence.units, policy["alpha"], tuning)
+               for each in judgements(trial, judgement).values()]  # fmt: skip
+    known = [units for units in leading if units is not None]
+    age_s = now - trial.opened_at
+    if not known or age_s <= 0 or evidence.units == 0:
+        return None
+    units = max(min(known), float(policy["minimum_units"]))
+    left_s = max(0.0, units - evidence.units) / (evidence.units / age_s)
+    left_s = max(left_s, policy["minimum_duration_s"] - age_s)
+    deadline_s = policy["deadline_h"] * 3600 - age_s
+    return {"units": round(units), "in_s": left_s, "before_deadline": left_s <= deadline_s}

@@ -1,0 +1,220 @@
+"""The controller's pages, as a person sees them in a browser."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from seatrial.config.trial import TrialSection
+from seatrial.controller.api import build
+from seatrial.controller.loop import Controller
+from seatrial.experiments.assignment import Arm, TrialTable, assign
+from seatrial.experiments.trial import Decision, Look, Trial
+from seatrial.reconcile.closing import look_at
+from seatrial.store import Store, outcome_row
+from tests.controller.chromium import browser
+from tests.controller.one_replica import OneReplica
+
+pytestmark = pytest.mark.slow
+HOUR = 3600.0
+
+
+class Site:
+    """A controller that has looked at some trials, and its pages at ``url``."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.url = url
+        self.store = Store(f"sqlite:///{folder / 'store.db'}")
+        self.store.migrate()
+        self.now = time.time()
+        self.controller = Controller(self.store, OneReplica(self.store), "http://127.0.0.1:9")  # type: ignore[arg-type]
+
+    def add(
+        self, number: int, rates: dict[str, float], *, users: int = 600, name: str = "support-chat"
+    ) -> Trial:
+        """A trial that began three hours ago, with its users' answers and outcomes."""
+        policy = {**TrialSection().model_dump(mode="json"), "minimum_units": 200}
+        each = 0.5 / (len(rates) - 1)
+        arms = tuple(Arm(arm, str(index + 1), 0.5 if index == 0 else each) for index, arm in enumerate(rates))
+        table = TrialTable(f"{name}-{number}", f"seed-{number}", 1.0, arms)
+        challengers = {arm.name: arm.version for arm in arms[1:]}
+        began = self.now - 3 * HOUR
+        trial = Trial(table.id, name, number, "open", table, policy, "1", challengers, began, began)
+        self.store.open_trial(trial)
+        step = users // 6
+        seen: dict[str, int] = dict.fromkeys(rates, 0)
+        for start in range(0, users, step):
+            at = began + 3 * HOUR * (start + step) / users
+            rows, outcomes = [], []
+            for user in range(start, start + step):
+                arm = assign(f"user-{user}", table)
+                assert arm is not None
+                seen[arm.name] += 1
+                request = f"{table.id}-{user}"
+                row = {"request_id": request, "trial_id": table.id, "service": name, "unit": f"user-{user}"}
+                row |= {"sticky": True, "arm": arm.name, "fallback": False, "status": 200, "at": at}
+                row |= {"latency_s": 0.3 + user % 7 * 0.05, "ttft_s": 0.1}
+                rows.append({**row, "assigned_version": arm.version, "served_version": arm.version})
+                is_hit = (seen[arm.name] * 0.618034) % 1 < rates[arm.name]
+                outcomes.append(outcome_row(name, request, "resolved", float(is_hit), now=at))
+            self.store.add_exposures(rows)
+            self.store.add_outcomes(outcomes)
+            evidence = self.store.evidence(trial, now=at)
+            judged = look_at(trial, evidence, at)
+            counts = {each.name: each.exposures for each in evidence.arms}
+            self.store.add_look(Look(trial.id, evidence.units, at, counts, judged))
+        return trial
+
+    def decide(self, trial: Trial) -> Decision:
+        evidence = self.store.evidence(trial, now=self.now)
+        judged = look_at(trial, evidence, self.now)
+        assert judged.verdict is not None
+        decision = Decision(
+            trial.id, trial.id, trial.service, judged.verdict, judged.reason, "seatrial controller",
+            evidence, judged, self.now,
+        )  # fmt: skip
+        self.store.decide(decision)
+        self.store.close_trial(decision)
+        return decision
+
+    def look(self) -> None:
+        """What a pass of the controller leaves behind."""
+        running = [trial for trial in self.store.trials() if trial.state == "open"]
+        evidence = {trial.id: self.store.evidence(trial, now=self.now) for trial in running}
+        self.controller.report = replace(self.controller.report, evidence=evidence)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    listening = socket.create_server(("127.0.0.1", 0))
+    found = Site(tmp_path_factory.mktemp("site"), f"http://127.0.0.1:{listening.getsockname()[1]}")
+    found.decide(found.add(1, {"champion": 0.3, "challenger": 0.6}))
+    found.add(2, {"champion": 0.5, "challenger": 0.55})
+    found.add(1, {"champion": 0.4, "challenger": 0.45, "challenger-b": 0.5}, name="search")
+    found.look()
+    server = uvicorn.Server(uvicorn.Config(build(found.controller), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield found
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as made:
+        yield made
+
+
+@pytest.fixture
+def visit(site: Site, chromium: Any) -> Iterator[Callable[..., Any]]:
+    """Open a page; whatever fails to load, or complains in the console, fails the test."""
+    troubles: list[str] = []
+    contexts = []
+
+    def open_page(path: str, width: int = 1280) -> Any:
+        context = chromium.new_context(viewport={"width": width, "height": 1000})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: troubles.append(message.text))
+        page.on("requestfailed", lambda request: troubles.append(request.url))
+        page.on("response", lambda answer: answer.status >= 400 and troubles.append(answer.url))
+        page.on(
+            "request",
+            lambda request: request.url.startswith((site.url, "data:")) or troubles.append(request.url),
+        )
+        page.goto(f"{site.url}{path}", wait_until="networkidle")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert troubles == []
+
+
+def test_the_list_shows_running_trials_first_and_leads_to_each(visit: Any, tmp_path: Path):
+    page = visit("/trials")
+    cards = page.locator(".card h2").all_inner_texts()
+    assert sorted(text.split()[0] for text in cards) == ["search-1", "support-chat-2"]
+    row = page.locator("tbody tr").inner_text()
+    assert "support-chat-1" in row
+    assert "promoted" in row
+    page.screenshot(path=tmp_path / "trials.png", full_page=True)
+    page.click("text=support-chat-2")
+    page.wait_for_load_state("networkidle")
+    assert page.locator("h1").inner_text().startswith("support-chat-2")
+
+
+def test_a_running_trial_says_what_it_waits_for_and_when_it_may_decide(
+    visit: Any, site: Site, tmp_path: Path
+):
+    page = visit("/trials/support-chat-2")
+    text = page.locator("main").inner_text()
+    assert "running" in page.locator("h1").inner_text()
+    assert "still holds zero" in text
+    assert "decides in about" in text
+    arms = page.locator("table").first.locator("tbody tr").all_inner_texts()
+    assert len(arms) == 2
+    assert "600" in page.locator(".facts").inner_text()
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    page.screenshot(path=tmp_path / "running.png", full_page=True)
+
+
+def test_a_decided_trial_says_why_by_whom_and_links_to_versions_and_record(visit: Any, tmp_path: Path):
+    page = visit("/trials/support-chat-1")
+    log = page.locator(".log").inner_text()
+    assert "promote by seatrial controller" in log
+    links = page.eval_on_selector_all("a", "found => found.map(a => a.getAttribute('href'))")
+    assert "http://127.0.0.1:9/#/models/support-chat/versions/2" in links
+    assert "/trials/support-chat-1/record" in links
+    assert page.locator("meta[http-equiv=refresh]").count() == 0
+    page.screenshot(path=tmp_path / "decided.png", full_page=True)
+
+
+def test_several_challengers_each_have_their_row_and_their_line(visit: Any, tmp_path: Path):
+    page = visit("/trials/search-1")
+    arms = page.locator("table").first.locator("tbody tr").all_inner_texts()
+    assert [arm.split()[0] for arm in arms] == ["champion", "challenger", "challenger-b"]
+    page.screenshot(path=tmp_path / "several.png", full_page=True)
+
+
+@pytest.mark.parametrize("path", ["/trials", "/trials/search-1"])
+def test_on_a_phone_nothing_but_tables_scrolls_sideways(visit: Any, path: str, tmp_path: Path):
+    page = visit(path, width=390)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.screenshot(path=tmp_path / "phone.png", full_page=True)
+
+
+def test_what_people_write_is_text_and_never_markup(visit: Any, site: Site):
+    trial = site.store.trial("search-1")
+    assert trial is not None
+    site.store.change_trial(replace(trial, dropped={"challenger-b": "<img src=x onerror=alert(1)>"}))
+    try:
+        page = visit("/trials/search-1")
+        assert "<img src=x" in page.locator(".log").inner_text()
+        assert page.locator(".log img").count() == 0
+    finally:
+        site.store.change_trial(trial)
+
+
+def test_a_page_that_is_not_there_and_a_registry_that_is_away_are_said_in_a_line(site: Site):
+    for path, status, said in (
+        ("/trials/nothing-1", 404, "nothing-1: no such trial"),
+        ("/trials/support-chat-1/else.svg", 404, "no such picture"),
+        ("/trials/support-chat-1/record", 502, "MLFLOW_TRACKING_URI"),
+        ("/api/trials/nothing-1", 404, "no such trial"),
+    ):
+        answer = httpx.get(f"{site.url}{path}", timeout=60)
+        assert answer.status_code == status
+        assert said in answer.text
