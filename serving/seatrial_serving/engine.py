@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from seatrial_serving.errors import App
 from seatrial_serving.forward import ACCEPTED, DEPLOYMENT, Forwarder, Part, drive
 from seatrial_serving.live import Live, Rules
 from seatrial_serving.loopback import bind_inner_port
-from seatrial_serving.metrics import RayMeter
+from seatrial_serving.metrics import RayMeter, count_outcomes
 from seatrial_serving.recorder import Recorder, store_of
 from seatrial_serving.request import encode
 from seatrial_serving.shadow import Shadows
@@ -197,8 +198,12 @@ class Server(_Engine):
         self._forwarder = Forwarder()
         self._live = Live(Table(service.name), self._rules(service.http or NOBODY))
         folder = spool_folder(addresses.home, service.name)
-        self._recorder = Recorder(folder, lambda: store_of(addresses.store_url))
         self._meter = RayMeter(service.name)
+        self._recorder = Recorder(
+            folder,
+            lambda: store_of(addresses.store_url),
+            on_outcomes=partial(count_outcomes, self._meter),
+        )
         self._shadows = Shadows(self._live, self._stream, self._meter)
         self._loader = Loader(
             service.name, self, self._live, cache, set_http=self._set_http, report=self._report

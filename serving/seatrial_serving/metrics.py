@@ -7,10 +7,13 @@ series; what comes later is `other`.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 NO_ARM, SHADOW, OTHER = "none", "shadow", "other"
+UNKNOWN = (NO_ARM, OTHER)
 MOST_VERSIONS = 64
 SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]
 LABELS = ("service", "arm", "version")
@@ -32,7 +35,7 @@ class Sample:
 
 
 class Meter(Protocol):
-    """Counts; every method is called on the event loop."""
+    """Counts, from any thread."""
 
     def answered(self, sample: Sample) -> None: ...
     def shadowed(self, version: str, result: str) -> None: ...
@@ -43,13 +46,13 @@ class RayMeter:
     """Counters and histograms of `ray.util.metrics`, whose names begin with `ray_` where they are read."""
 
     def __init__(self, service: str) -> None:
-        from ray.util.metrics import Counter, Histogram
+        from ray.util import metrics
 
         def counter(name: str, what: str, *more: str) -> Any:
-            return Counter(f"seatrial_{name}", what, (*LABELS, *more))
+            return metrics.Counter(f"seatrial_{name}", what, (*LABELS, *more))
 
         def histogram(name: str, what: str) -> Any:
-            return Histogram(f"seatrial_{name}", what, SECONDS, LABELS)
+            return metrics.Histogram(f"seatrial_{name}", what, SECONDS, LABELS)
 
         self._service = service
         self._versions: set[str] = set()
@@ -96,6 +99,23 @@ class RayMeter:
 
     def _tags(self, arm: str, version: str) -> dict[str, str]:
         return {"service": self._service, "arm": arm, "version": bounded(version, self._versions)}
+
+
+class Arms(Protocol):
+    """The part of :class:`seatrial.store.Store` that is used."""
+
+    def arms_of(self, request_ids: Sequence[str]) -> dict[str, tuple[str, str]]: ...
+
+
+def count_outcomes(meter: Meter, store: Arms, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Count outcomes for the arms whose answers they speak of, whichever replica gave those.
+
+    Those of no known request, or of a unit, are counted for the arm `none`.
+    """
+    asked = [row["request_id"] for row in rows if row["request_id"]]
+    known = store.arms_of(asked) if asked else {}
+    for (arm, version), count in Counter(known.get(row["request_id"], UNKNOWN) for row in rows).items():
+        meter.judged(arm, version, count)
 
 
 def bounded(version: str, known: set[str], most: int = MOST_VERSIONS) -> str:

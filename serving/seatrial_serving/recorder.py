@@ -54,6 +54,7 @@ class Recorder:
         flush_s: float = 0.3,
         status_s: float = 3.0,
         buffer_rows: int = 10_000,
+        on_outcomes: Callable[[Any, Sequence[Record]], None] | None = None,
     ) -> None:
         self._folder = folder
         self._connect = connect
@@ -63,6 +64,8 @@ class Recorder:
         self._open: dict[str, bytes] = {}
         self._unspooled: deque[Record] = deque()
         self._buffer_rows = buffer_rows
+        self._on_outcomes = on_outcomes
+        """Told of the store and the outcomes that it has just taken, in the recorder's thread."""
         self._is_in_memory = False
         self.dropped = 0
         """Rows that were lost: refused by the store, or without any room left."""
@@ -243,6 +246,8 @@ class Recorder:
         store = self._store()
         self._add(store.add_exposures, rows[EXPOSURE])
         self._add(store.add_outcomes, rows[OUTCOME])
+        if self._on_outcomes is not None and rows[OUTCOME]:
+            self._on_outcomes(store, rows[OUTCOME])
         return len(records)
 
     def _add(self, add: Add, rows: list[Record]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import Engine, select
 
 from seatrial.experiments.evidence import Evidence
@@ -10,7 +12,7 @@ from seatrial.store import placing, trials
 from seatrial.store.database import reading
 from seatrial.store.evidence import catch_up, late_outcomes, place_all, read_evidence, units_per_day
 from seatrial.store.rules import Rules
-from seatrial.store.tables import evidence_units
+from seatrial.store.tables import evidence_units, exposures
 
 PAGE = 50_000
 
@@ -41,6 +43,13 @@ class EvidenceStore:
         with reading(self.engine) as connection:
             found = connection.execute(statement).all()
         return [(unit, arm) for unit, arm, _ in found], found[-1].number if found else after
+
+    def arms_of(self, request_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Arm and served version of those of the requests that are exposures already."""
+        row = exposures.c
+        statement = select(row.request_id, row.arm, row.served_version).where(row.request_id.in_(request_ids))
+        with reading(self.engine) as connection:
+            return {each: (arm, version) for each, arm, version in connection.execute(statement)}
 
     def outcome_counts(self, service: str) -> dict[str, int]:
         """How many outcomes of the service were joined, came too late, or speak of nobody known."""
