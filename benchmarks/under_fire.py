@@ -36,6 +36,9 @@ def main() -> None:
     all_of_them: dict[str, Scenario] = {
         "swaps": partial(scenarios.swaps, count=options.swaps),
         "broken_challenger": scenarios.broken_challenger,
+        "failing_challenger": scenarios.failing_challenger,
+        "hanging_challenger": scenarios.hanging_challenger,
+        "shadowed": scenarios.shadowed,
         "store_away": scenarios.store_away,
         "controller_killed": scenarios.controller_killed,
         "mlflow_killed": scenarios.mlflow_killed,

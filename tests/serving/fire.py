@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 from mlflow import MlflowClient
+from prometheus_client.parser import text_string_to_metric_families
 
 from seatrial.registry import versions
 from seatrial.store import Store
@@ -105,6 +107,18 @@ class Fire:
             self.texts[version] = self.texts[f"kind{kind % KINDS}"]
         return version
 
+    def make_full(self) -> str:
+        """Register a whole model, which is served in an application of its own."""
+        for seed in range(9, 40):
+            folder = stage.make_base(self.folder / f"version{len(self.made)}", layers=2, seed=seed)
+            said = stage.greedy_answer(folder, None, load.PROMPT, load.TOKENS)
+            if said.isascii():
+                break
+        version, _ = stage.register(self.mlflow_url, SERVICE, folder, kind="full", method="full")
+        self.texts[version] = said
+        self.made.append(version)
+        return version
+
     def alias(self, name: str, version: str) -> None:
         """What a person does in MLflow's pages."""
         self.client.set_registered_model_alias(SERVICE, name, version)
@@ -112,6 +126,12 @@ class Fire:
     def aliases(self) -> dict[str, str]:
         """All aliases of the service."""
         return dict(self.client.get_registered_model(SERVICE).aliases)
+
+    def metrics(self, name: str) -> list[tuple[dict[str, str], float]]:
+        """The samples of a metric as Prometheus would read them from Ray's agent: labels and value."""
+        page = httpx.get(self.cluster.metrics_url, timeout=30).text
+        families = text_string_to_metric_families(page)
+        return [(s.labels, s.value) for family in families for s in family.samples if s.name == name]
 
     def wait_served(self, version: str, running: load.Load, timeout_s: float = 60) -> float:
         """Seconds until an answer of ``version`` comes, and from then on no other."""
@@ -141,6 +161,17 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+def hang(pid: int) -> None:
+    """The process answers nothing any more, and its connections stay open."""
+    os.kill(pid, signal.SIGSTOP)
+
+
+def kill_engine(pid: int) -> None:
+    """The engine inside a replica dies: vLLM answers every request with 500."""
+    for child in psutil.Process(pid).children(recursive=True):
+        child.kill()
+
+
 def _service() -> dict[str, Any]:
     from seatrial.config.service import ServiceConfig
 
@@ -148,6 +179,24 @@ def _service() -> dict[str, Any]:
     http = {"keys": keys, "max_tokens": 64, "request_timeout_s": 20}
     config = {"name": SERVICE, "engine": ENGINE, "http": http, "trial": TRIAL}
     return ServiceConfig.model_validate(config).model_dump(mode="json")
+
+
+def _kinds(base: Path, folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """Adapters, and what transformers and PEFT answer with each: different texts, and plain ones.
+
+    Half a character at the end of an answer is shown when it is given whole, and left out of a stream.
+    """
+    kinds: list[Path] = []
+    texts: dict[str, str] = {}
+    for seed in range(1, 40):
+        path = stage.make_adapter(base, folder / f"seed{seed}", seed=seed)
+        said = stage.greedy_answer(base, path, load.PROMPT, load.TOKENS)
+        if said.isascii() and said not in texts.values():
+            texts[f"kind{len(kinds)}"] = said
+            kinds.append(path)
+        if len(kinds) == KINDS:
+            return kinds, texts
+    raise AssertionError("too few adapters with plain answers")
 
 
 def _mlflow(folder: Path) -> tuple[str, Part]:
@@ -181,12 +230,7 @@ def _controller(cluster: stage.Cluster, mlflow_url: str, folder: Path) -> Part:
 def on_fire(folder: Path) -> Iterator[Fire]:
     """Start everything, with a champion that answers."""
     base = stage.make_base(folder / "base")
-    kinds = [stage.make_adapter(base, folder / f"kind{kind}", seed=kind + 1) for kind in range(KINDS)]
-    texts = {
-        f"kind{kind}": stage.greedy_answer(base, path, load.PROMPT, load.TOKENS)
-        for kind, path in enumerate(kinds)
-    }
-    assert len(set(texts.values())) == KINDS, "the adapters answer differently"
+    kinds, texts = _kinds(base, folder)
     mlflow_url, mlflow = _mlflow(folder / "mlflow")
     with ExitStack() as stack:
         stack.callback(mlflow.close)

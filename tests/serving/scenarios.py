@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import text
 
 from tests.serving import stage
-from tests.serving.fire import RPS, SERVICE, Fire, kill
+from tests.serving.fire import RPS, SERVICE, Fire, hang, kill, kill_engine
 from tests.serving.load import Load, under_load
 
 CORRUPT_EVERY = 10
@@ -146,7 +146,7 @@ def wait_exposures(fire: Fire, running: Load, since: float) -> float:
 
 
 def broken_challenger(fire: Fire) -> tuple[Load, dict[str, Any]]:
-    """A challenger whose weights cannot be loaded gets no request."""
+    """A challenger that crashes as it is loaded gets no request."""
     version = fire.make(0, corrupt=True)
     with loaded(fire) as running:
         fire.alias("challenger", version)
@@ -154,3 +154,62 @@ def broken_challenger(fire: Fire) -> tuple[Load, dict[str, Any]]:
         time.sleep(CALM_S)
         fire.client.delete_registered_model_alias(SERVICE, "challenger")
     return running, {"answers_of_it": running.versions[version], **running.summary()}
+
+
+def shadowed(fire: Fire) -> tuple[Load, dict[str, Any]]:
+    """Every request is copied to a shadow; its engine is stopped dead for nobody."""
+    version = fire.make(len(fire.made))
+    with loaded(fire) as running:
+        fire.alias("shadow", version)
+        stage.wait_until(lambda: _sum(fire, SHADOWED, version=version) > 0, 60, "answers of the shadow")
+        fire.client.delete_registered_model_alias(SERVICE, "shadow")
+    results = {
+        result: _sum(fire, SHADOWED, version=version, result=result)
+        for result in ("same", "different", "failed", "dropped")
+    }
+    return running, {"copies": results, "answers_of_it": running.versions[version], **running.summary()}
+
+
+SHADOWED = "ray_seatrial_shadow_answers_total"
+
+
+def _sum(fire: Fire, name: str, **labels: str) -> float:
+    return sum(value for found, value in fire.metrics(name) if labels.items() <= found.items())
+
+
+def failing_challenger(fire: Fire) -> tuple[Load, dict[str, Any]]:
+    """A challenger in an application of its own that answers 500."""
+    return _challenger_breaks(fire, kill_engine)
+
+
+def hanging_challenger(fire: Fire) -> tuple[Load, dict[str, Any]]:
+    """A challenger in an application of its own that answers nothing at all."""
+    return _challenger_breaks(fire, hang)
+
+
+def _challenger_breaks(fire: Fire, break_it: Callable[[int], None]) -> tuple[Load, dict[str, Any]]:
+    version = fire.make_full()
+    with loaded(fire) as running:
+        fire.alias("challenger", version)
+        fire.wait_served(version, running, timeout_s=240)
+        at = time.time()
+        victims = fire.pids(f"{SERVICE}--v{version}")
+        for pid in victims:
+            break_it(pid)
+        began = time.monotonic()
+        trial = fire.store.latest_trial(SERVICE)
+        assert trial is not None
+        stage.wait_until(lambda: "challenger" not in fire.aliases(), 120, "the rollback", 0.1)
+        rolled_back_s = time.monotonic() - began
+    looks = [look for look in fire.store.looks(trial.id) if look.at >= at]
+    decision = fire.store.decision(trial.id)
+    assert decision is not None
+    champions = [a for a in running.answers if a.arm != "challenger"]
+    figures = {
+        "rolled_back_s": round(rolled_back_s, 1),
+        "looks_after_the_fault": len(looks),
+        "verdict": decision.judgement.verdict,
+        "champions_failed": sum(a.problem is not None for a in champions),
+        "champions_slowest_s": round(max(a.ended - a.began for a in champions), 2),
+    }
+    return running, {**figures, **running.summary()}

@@ -105,16 +105,16 @@ def make_adapter(base: Path, folder: Path, *, seed: int, rank: int = 8) -> Path:
     return folder
 
 
-def greedy_answer(base: Path, adapter: Path, messages: list[dict[str, str]], tokens: int) -> str:
-    """What transformers and PEFT answer, in float32."""
+def greedy_answer(base: Path, adapter: Path | None, messages: list[dict[str, str]], tokens: int) -> str:
+    """What transformers and PEFT answer, in float32, with the adapter or with the base alone."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    model = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter
-    )
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
     with torch.no_grad():
         answer = model.generate(**prompt, max_new_tokens=tokens, do_sample=False)

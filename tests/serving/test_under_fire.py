@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.serving import scenarios
-from tests.serving.fire import Fire, on_fire
+from tests.serving import load, scenarios, stage
+from tests.serving.fire import SERVICE, Fire, on_fire
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 RPS = 20.0
@@ -40,11 +40,41 @@ def test_a_challenger_that_cannot_be_loaded_is_noticed_by_no_client(fire: Fire) 
     assert {answer.arm for answer in running.answers} == {""}, "no trial opens against it"
 
 
+def test_a_shadow_sees_copies_and_only_prometheus_hears_of_it(fire: Fire) -> None:
+    running, figures = scenarios.shadowed(fire)
+    assert running.problems == [], figures
+    assert running.wrong(fire.texts) == []
+    assert figures["answers_of_it"] == 0
+    copies = figures["copies"]
+    assert copies["different"] > 0
+    assert copies["same"] == copies["failed"] == 0, "another adapter says something else"
+    assert fire.store.latest_trial(SERVICE) is None
+
+
 def test_answers_and_exposures_outlive_the_stores_absence(fire: Fire) -> None:
     running, figures = scenarios.store_away(fire)
     assert running.problems == [], figures
     assert {answer.arm for answer in running.answers} >= {"champion", "challenger"}
     assert running.wrong(fire.texts) == []
+
+
+def test_prometheus_reads_each_arm_from_rays_agent(fire: Fire) -> None:
+    tokens = load.TOKENS
+    for arm in ("champion", "challenger"):
+        labels = {"service": SERVICE, "arm": arm}
+
+        def total(name: str, labels: dict[str, str] = labels, **more: str) -> float:
+            found = fire.metrics(f"ray_seatrial_{name}")
+            return sum(value for has, value in found if (labels | more).items() <= has.items())
+
+        stage.wait_until(lambda: total("requests_total", status="2xx") > 10, 40, f"requests of {arm}")
+        answered = total("requests_total", status="2xx")
+        assert total("errors_total") == total("requests_total", status="5xx") == 0
+        assert total("latency_seconds_count") == total("time_to_first_token_seconds_count") == answered
+        assert total("completion_tokens_total") == answered * tokens
+        assert total("prompt_tokens_total") > answered
+    named = {found["version"] for found, _ in fire.metrics("ray_seatrial_requests_total")}
+    assert named <= set(fire.made)
 
 
 def test_a_killed_controller_goes_on_where_it_was(fire: Fire) -> None:
