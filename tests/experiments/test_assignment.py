@@ -69,7 +69,7 @@ def test_units_are_split_as_the_weights_and_the_coverage_say():
 
 def test_the_table_survives_json_and_ignores_what_a_newer_writer_adds():
     trial = table(0.8, (0.25, 0.75))
-    assert TrialTable.from_json({**trial.to_json(), "namespace": ["later", 0, 1]}) == trial
+    assert TrialTable.from_json({**trial.to_json(), "of_a_newer_writer": ["later", 0, 1]}) == trial
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Which arm of a trial a unit is in: a hash, no state and no I/O.
 
-The hashes are GrowthBook's (SDK specification, `hash` and `getBucketRange`), so that a unit's arm can be
-recomputed by any of its SDKs. Like its Python SDK they run over code points, whatever the script.
+The hashes are GrowthBook's (SDK specification, `hash`, `getBucketRange` and `inNamespace`), so that a unit's
+arm can be recomputed by any of its SDKs. Like its Python SDK they run over code points, whatever the script.
 """
 
 from __future__ import annotations
@@ -9,12 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 _OFFSET = 0x811C9DC5
 _PRIME = 0x01000193
 _MASK = 0xFFFFFFFF
+# One seed for all services: whoever is held out is in no trial of any of them.
+HOLDOUT_SEED = "__holdout"
+
+Range = tuple[float, float, str]
+"""Buckets from the first up to, not including, the second, and the arm's name."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +32,40 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Namespace:
+    """Trials that exclude each other: units in [start, end) of the namespace's own buckets take part."""
+
+    name: str
+    start: float
+    end: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end <= 1:
+            raise ValueError(f"namespace: [{self.start}, {self.end}): give 0 <= start < end <= 1")
+
+    def holds(self, unit: str) -> bool:
+        """Whether ``unit`` may take part."""
+        return self.start <= bucket(unit, f"__{self.name}", version=1) < self.end
+
+
+@dataclass(frozen=True)
 class TrialTable:
-    """What a replica needs to split traffic. ``coverage`` is the share of all units that take part."""
+    """What a replica needs to split traffic. ``coverage`` is the share of all units that take part.
+
+    ``ranges``, where given, say who is in which arm in place of the weights; buckets of a name that is no
+    arm's are those of one that was dropped: they are out of the trial for good. ``holdout`` is the share of
+    units that no trial touches. ``bucket_version`` grows whenever weights change.
+    """
 
     id: str
     seed: str
     coverage: float
     arms: tuple[Arm, ...]
     hash_version: int = 2
+    ranges: tuple[Range, ...] | None = None
+    namespace: Namespace | None = None
+    holdout: float = 0.0
+    bucket_version: int = 0
 
     def __post_init__(self) -> None:
         total = sum(arm.weight for arm in self.arms)
@@ -44,6 +75,10 @@ class TrialTable:
             raise ValueError("arms: a weight is negative: give shares between 0 and 1")
         if not 0 < self.coverage <= 1:
             raise ValueError(f"coverage: {self.coverage}: give a share above 0, at most 1")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"holdout: {self.holdout}: give a share from 0 up to, not including, 1")
+        if any(not 0 <= start <= end <= 1 for start, end, _ in self.ranges or ()):
+            raise ValueError(f"ranges: {self.ranges}: give 0 <= start <= end <= 1 for each")
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TrialTable:
@@ -53,46 +88,79 @@ class TrialTable:
             ValueError, KeyError, TypeError: not a table.
         """
         arms = tuple(Arm(str(a["name"]), str(a["version"]), float(a["weight"])) for a in value["arms"])
-        hash_version = int(value.get("hash_version", 2))
-        return cls(str(value["id"]), str(value["seed"]), float(value["coverage"]), arms, hash_version)
+        ranges, namespace = value.get("ranges"), value.get("namespace")
+        return cls(
+            str(value["id"]),
+            str(value["seed"]),
+            float(value["coverage"]),
+            arms,
+            int(value.get("hash_version", 2)),
+            None if ranges is None else tuple((float(s), float(e), str(name)) for s, e, name in ranges),
+            None if namespace is None else _namespace(namespace),
+            float(value.get("holdout", 0.0)),
+            int(value.get("bucket_version", 0)),
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON that :meth:`from_json` reads."""
-        return {
+        """Plain JSON that :meth:`from_json` reads; what older tables did not have is left out when unused."""
+        found: dict[str, Any] = {
             "id": self.id,
             "seed": self.seed,
             "coverage": self.coverage,
             "hash_version": self.hash_version,
             "arms": [{"name": a.name, "version": a.version, "weight": a.weight} for a in self.arms],
         }
+        if self.ranges is not None:
+            found["ranges"] = [list(each) for each in self.ranges]
+        if self.namespace is not None:
+            found["namespace"] = vars(self.namespace).copy()
+        if self.holdout:
+            found["holdout"] = self.holdout
+        if self.bucket_version:
+            found["bucket_version"] = self.bucket_version
+        return found
 
     @cached_property
-    def ranges(self) -> tuple[tuple[float, float, Arm], ...]:
-        """Half-open range of buckets of each arm, GrowthBook's `getBucketRanges`.
+    def spans(self) -> tuple[Range, ...]:
+        """Half-open range of buckets of each arm: ``ranges``, or GrowthBook's `getBucketRanges`.
 
-        An arm's range starts at the sum of the weights before it whatever the coverage, so a unit keeps its
-        arm when coverage grows.
+        In the latter an arm's range starts at the sum of the weights before it whatever the coverage, so a
+        unit keeps its arm when coverage grows.
         """
+        if self.ranges is not None:
+            return self.ranges
         found, start = [], 0.0
         for arm in self.arms:
-            found.append((start, start + self.coverage * arm.weight, arm))
+            found.append((start, min(1.0, start + self.coverage * arm.weight), arm.name))
             start += arm.weight
+        if self.coverage == 1.0:
+            # Weights that sum to 1 only within rounding leave a sliver at the top: it is the last arm's.
+            found[-1] = (found[-1][0], 1.0, found[-1][2])
         return tuple(found)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Arm]:
+        """Name → arm."""
+        return {arm.name: arm for arm in self.arms}
 
     def arm(self, name: str) -> Arm:
         """The arm called ``name``; KeyError when there is none."""
-        for arm in self.arms:
-            if arm.name == name:
-                return arm
-        raise KeyError(name)
+        return self.by_name[name]
 
 
-def fnv1a32(text: str) -> int:
-    """32-bit FNV-1a over the code points of ``text``."""
-    value = _OFFSET
-    for point in map(ord, text):
+def _namespace(value: Mapping[str, Any]) -> Namespace:
+    return Namespace(str(value["name"]), float(value["start"]), float(value["end"]))
+
+
+def fnv1a32(text: str, start: int = _OFFSET) -> int:
+    """32-bit FNV-1a over the code points of ``text``, going on from the hash ``start``."""
+    value = start
+    for point in text.encode() if text.isascii() else map(ord, text):
         value = ((value ^ point) * _PRIME) & _MASK
     return value
+
+
+_hash_of_seed = lru_cache(maxsize=1024)(fnv1a32)
 
 
 def bucket(unit: str, seed: str, *, version: int = 2) -> float:
@@ -102,17 +170,27 @@ def bucket(unit: str, seed: str, *, version: int = 2) -> float:
         ValueError: a version other than 1 and 2.
     """
     if version == 2:
-        return fnv1a32(str(fnv1a32(seed + unit))) % 10_000 / 10_000
+        return fnv1a32(str(fnv1a32(unit, _hash_of_seed(seed)))) % 10_000 / 10_000
     if version == 1:
         return fnv1a32(unit + seed) % 1_000 / 1_000
     raise ValueError(f"version: {version}: give 1 or 2")
 
 
-def assign(unit: str, trial: TrialTable) -> Arm | None:
-    """The arm of ``unit``, or None when it takes no part in the trial."""
+def assign(unit: str, trial: TrialTable, sticky: Mapping[str, str] | None = None) -> Arm | None:
+    """The arm of ``unit``, or None when it takes no part in the trial.
+
+    ``sticky`` holds the arm's name of units that were exposed before: they stay there, or leave the trial
+    with an arm that was dropped.
+    """
+    kept = sticky.get(unit) if sticky else None
+    if kept is not None:
+        return trial.by_name.get(kept)
+    if trial.holdout and bucket(unit, HOLDOUT_SEED) < trial.holdout:
+        return None
+    if trial.namespace is not None and not trial.namespace.holds(unit):
+        return None
     at = bucket(unit, trial.seed, version=trial.hash_version)
-    for start, end, arm in trial.ranges:
+    for start, end, name in trial.spans:
         if start <= at < end:
-            return arm
-    # Weights that sum to 1 only within rounding leave a sliver at the top: it belongs to the last arm.
-    return trial.arms[-1] if trial.coverage == 1.0 else None
+            return trial.by_name.get(name)
+    return None

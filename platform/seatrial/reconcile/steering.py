@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from seatrial.experiments import assignment
+from seatrial.experiments import reassignment
 from seatrial.experiments.assignment import TrialTable
 from seatrial.experiments.evidence import Evidence
 from seatrial.experiments.ramp import next_coverage
+from seatrial.experiments.reassignment import drop, reweight, with_coverage
 from seatrial.experiments.trial import Trial
 from seatrial.experiments.verdict import Judgement
 from seatrial.reconcile.actions import Action, ChangeTrial, MarkStep, MoveAlias, TagVersion
@@ -19,18 +20,18 @@ def steer(view: View, trial: Trial, evidence: Evidence, judgement: Judgement) ->
     leaving = _take_aliases(view, trial)
     if leaving:
         return leaving
-    out = {**getattr(judgement, "drop", {}), **unloadable(view, trial)}
+    out = {**judgement.drop, **unloadable(view, trial)}
     live = trial.table.arms
     if out and len(out) < len(live) - 1:
         table = trial.table
         for arm in out:
-            table = assignment.drop(table, arm)
+            table = redrop(table, arm)
         return [ChangeTrial(trial.service, replace(trial, table=table, dropped={**trial.dropped, **out}))]
     if not _is_told(view, trial):
         return []
     wider = next_coverage(trial.policy, trial.table.coverage, trial.ramped_at, evidence, view.now)
     if wider is not None:
-        table = assignment.with_coverage(trial.table, wider)
+        table = rewith_coverage(trial.table, wider)
         return [ChangeTrial(trial.service, replace(trial, table=table, ramped_at=view.now))]
     moved = _moved_weights(trial.table, judgement)
     return [] if moved is None else [ChangeTrial(trial.service, replace(trial, table=moved))]
@@ -72,5 +73,5 @@ def _is_told(view: View, trial: Trial) -> bool:
 
 
 def _moved_weights(table: TrialTable, judgement: Judgement) -> TrialTable | None:
-    wanted = getattr(judgement, "weights", None)
-    return None if wanted is None else assignment.reweight(table, wanted)
+    wanted = judgement.weights
+    return None if wanted is None else rereweight(table, wanted)
