@@ -85,7 +85,7 @@ class Decision:
     @property
     def arm(self) -> str:
         """The challenger that a promotion makes champion; records with one challenger do not name it."""
-        return getattr(self.judgement, "arm", None) or CHALLENGER
+        return self.judgement.arm or CHALLENGER
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON that :meth:`from_json` reads."""

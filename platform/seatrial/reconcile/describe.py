@@ -55,7 +55,7 @@ def _trial_notes(view: View) -> list[str]:
         return [_challenger_note(view, alias, version) for alias, version in view.challengers.items()]
     evidence = view.observed.evidence
     seen = look_at(trial, evidence, view.now).reason if evidence else "opening"
-    late = [alias for alias in view.challengers if alias not in trial.challengers]
+    late = [a for a in view.challengers if a not in trial.challengers or a in trial.dropped]
     waits = [f"{', '.join(late)} waits for the end of the trial"] if late else []
     return [f"trial {trial.id}: {seen}", *waits]
 

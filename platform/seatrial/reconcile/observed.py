@@ -61,9 +61,7 @@ def route_prefixes(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {name: "/" if name == oldest else f"/{name}" for name in rows}
 
 
-def _service(
-    store: Store, name: str, row: Mapping[str, Any], now: float
-) -> ObservedService:
+def _service(store: Store, name: str, row: Mapping[str, Any], now: float) -> ObservedService:
     latest = store.latest_trial(name)
     trial = latest if latest is not None and latest.state != "closed" else None
     decision = store.decision(trial.id) if trial is not None else None

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from seatrial.experiments.assignment import Arm, TrialTable
+from seatrial.experiments.assignment import Arm, Namespace, TrialTable
 from seatrial.experiments.ramp import coverages
 from seatrial.experiments.trial import CHAMPION, Trial
 from seatrial.reconcile.actions import Action, OpenTrial
@@ -56,4 +56,6 @@ def _table(
         seed,
         coverages(policy)[0],
         tuple(arms),
+        namespace=Namespace(**policy["namespace"]) if policy.get("namespace") else None,
+        holdout=policy.get("holdout") or 0.0,
     )

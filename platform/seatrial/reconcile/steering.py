@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from seatrial.experiments import reassignment
 from seatrial.experiments.assignment import TrialTable
 from seatrial.experiments.evidence import Evidence
 from seatrial.experiments.ramp import next_coverage
@@ -25,13 +24,13 @@ def steer(view: View, trial: Trial, evidence: Evidence, judgement: Judgement) ->
     if out and len(out) < len(live) - 1:
         table = trial.table
         for arm in out:
-            table = redrop(table, arm)
+            table = drop(table, arm)
         return [ChangeTrial(trial.service, replace(trial, table=table, dropped={**trial.dropped, **out}))]
     if not _is_told(view, trial):
         return []
     wider = next_coverage(trial.policy, trial.table.coverage, trial.ramped_at, evidence, view.now)
     if wider is not None:
-        table = rewith_coverage(trial.table, wider)
+        table = with_coverage(trial.table, wider)
         return [ChangeTrial(trial.service, replace(trial, table=table, ramped_at=view.now))]
     moved = _moved_weights(trial.table, judgement)
     return [] if moved is None else [ChangeTrial(trial.service, replace(trial, table=moved))]
@@ -74,4 +73,4 @@ def _is_told(view: View, trial: Trial) -> bool:
 
 def _moved_weights(table: TrialTable, judgement: Judgement) -> TrialTable | None:
     wanted = judgement.weights
-    return None if wanted is None else rereweight(table, wanted)
+    return None if wanted is None else reweight(table, wanted)
