@@ -1,4 +1,4 @@
-"""`POST /v1/outcomes`: late metric values for answers that were given."""
+"""`POST /v1/outcomes`: late metric values for answers that were given, or for those who got them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import re
 import time
 from typing import Any
 
-from seatrial.store.writer import outcome_row
+from seatrial.store.writer import MOST_VALUE, outcome_row
 from seatrial_serving.errors import HttpError
+from seatrial_serving.limits import MAX_UNIT_CHARS, NO_TEXT
 from seatrial_serving.recorder import Recorder
 from seatrial_serving.request import REQUEST_ID, bare_request_id, encode
 
 MOST_OUTCOMES = 1000
 METRIC = re.compile(r"[a-z][a-z0-9_]{0,62}")
-# The evidence adds up squares: larger values would overflow a database's numbers.
-MOST_VALUE = 1e15
-FIELDS = {"request_id", "metric", "value", "id"}
+MOST_REASONS = 10
+FIELDS = {"request_id", "unit", "metric", "value", "id"}
 
 
-async def accept(body: dict[str, Any], service: str, recorder: Recorder) -> bytes:
+async def accept(body: dict[str, Any], service: str, recorder: Recorder, *, trial_id: str = "") -> bytes:
     """Record the outcomes of ``body`` and say which were taken. They are on the disk when this returns.
+
+    ``trial_id`` is the trial that is open, in which a unit has one outcome of each metric.
 
     Raises:
         HttpError: 400 when none is right, 503 when they cannot be kept.
@@ -31,11 +33,11 @@ async def accept(body: dict[str, Any], service: str, recorder: Recorder) -> byte
     rows, rejected = [], []
     for index, item in enumerate(given):
         try:
-            rows.append(_row(item, service, now))
+            rows.append(_row(item, service, trial_id, now))
         except ValueError as error:
             rejected.append({"index": index, "reason": str(error)})
     if not rows:
-        raise HttpError(400, f"outcomes: {rejected[0]['reason']}", param="outcomes", code="invalid_value")
+        raise HttpError(400, _reasons(rejected), param="outcomes", code="invalid_value")
     try:
         await recorder.outcomes(rows)
     except OSError as error:
@@ -43,16 +45,20 @@ async def accept(body: dict[str, Any], service: str, recorder: Recorder) -> byte
     return encode({"accepted": len(rows), "rejected": rejected})
 
 
-def _row(item: object, service: str, now: float) -> dict[str, Any]:
+def _reasons(rejected: list[dict[str, Any]]) -> str:
+    reasons = [f"outcomes[{each['index']}]: {each['reason']}" for each in rejected[:MOST_REASONS]]
+    left = len(rejected) - len(reasons)
+    return "; ".join([*reasons, f"and {left} more"] if left else reasons)
+
+
+def _row(item: object, service: str, trial_id: str, now: float) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise ValueError("an outcome is an object with request_id, metric and value")
+        raise ValueError("an outcome is an object with request_id or unit, metric and value")
     unknown = item.keys() - FIELDS
     if unknown:
         raise ValueError(f"{min(unknown)}: unknown field: remove it")
-    request_id, metric, value = item.get("request_id"), item.get("metric"), item.get("value")
-    bare = bare_request_id(request_id) if isinstance(request_id, str) else ""
-    if not REQUEST_ID.fullmatch(bare):
-        raise ValueError("request_id: give the answer's X-Seatrial-Request-Id, or its `id`")
+    metric, value = item.get("metric"), item.get("value")
+    request_id, unit = _whose(item)
     if not isinstance(metric, str) or not METRIC.fullmatch(metric):
         raise ValueError(f"metric: {str(metric)[:60]!r}: give a name such as resolved")
     if isinstance(value, bool):
@@ -62,4 +68,30 @@ def _row(item: object, service: str, now: float) -> dict[str, Any]:
     client_id = item.get("id")
     if client_id is not None and not (isinstance(client_id, str) and 1 <= len(client_id) <= 128):
         raise ValueError("id: give text of at most 128 characters")
-    return outcome_row(service, bare, metric, float(value), now=now, client_id=client_id)
+    return outcome_row(
+        service,
+        request_id,
+        metric,
+        float(value),
+        now=now,
+        client_id=client_id,
+        unit=unit,
+        trial_id=trial_id,
+    )
+
+
+def _whose(item: dict[str, Any]) -> tuple[str | None, str | None]:
+    """The request's id, or the unit."""
+    request_id, unit = item.get("request_id"), item.get("unit")
+    if unit is None:
+        bare = bare_request_id(request_id) if isinstance(request_id, str) else ""
+        if not REQUEST_ID.fullmatch(bare):
+            raise ValueError("request_id: give the answer's X-Seatrial-Request-Id, or its `id`")
+        return bare, None
+    if request_id is not None:
+        raise ValueError("request_id, unit: give one of the two")
+    if not isinstance(unit, str) or not 1 <= len(unit) <= MAX_UNIT_CHARS or NO_TEXT.search(unit):
+        raise ValueError(
+            f"unit: {str(unit)[:60]!r}: give 1 to {MAX_UNIT_CHARS} characters, no control characters"
+        )
+    return None, unit

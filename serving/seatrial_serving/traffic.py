@@ -91,8 +91,10 @@ class Traffic:
                 await self._answer(path, scope, head, receive, send)
             case "POST", "/v1/outcomes":
                 body = await self._read(receive, head)
-                service = self._live.table.service
-                await send_json(send, 200, await outcomes.accept(body, service, self._recorder))
+                table = self._live.table
+                trial_id = table.trial.id if table.trial is not None else ""
+                taken = await outcomes.accept(body, table.service, self._recorder, trial_id=trial_id)
+                await send_json(send, 200, taken)
             case "GET", "/v1/models":
                 await send_json(send, 200, self._models())
             case method, _:

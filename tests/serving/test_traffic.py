@@ -221,6 +221,22 @@ async def test_outcomes_are_taken_one_by_one() -> None:
     assert shelf.kept[0]["value"] == 1.0
 
 
+async def test_an_outcome_speaks_of_a_request_or_of_a_unit() -> None:
+    app, shelf, _ = service()
+    async with client(app) as http:
+        said = {"metric": "resolved", "value": 1}
+        one = await http.post("/v1/outcomes", json={"unit": "ann", **said})
+        assert one.json() == {"accepted": 1, "rejected": []}
+        both = {"unit": "ann", "request_id": "r1", **said}
+        many = [both, {"unit": "", **said}, {"unit": "a\nb", **said}, {"unit": 7, **said}]
+        refused = await http.post("/v1/outcomes", json={"outcomes": many})
+        assert refused.status_code == 400
+        for index, reason in enumerate(["give one of the two", "unit: ''", "unit: 'a", "unit: '7'"]):
+            assert f"outcomes[{index}]: " in error_of(refused)["message"]
+            assert reason in error_of(refused)["message"]
+    assert [(row["request_id"], row["unit"]) for row in shelf.kept] == [("", "ann")]
+
+
 async def test_errors_carry_the_request_id() -> None:
     app, _, _ = service()
     answer = await ask(app, n=99)

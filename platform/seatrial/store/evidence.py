@@ -40,7 +40,7 @@ def catch_up(engine: Engine, trial: Trial, rules: Rules) -> None:
         with counting(engine) as connection:
             folding.lock(connection)
             folding.begin(connection, trial, rules)
-    place_all(engine, trial.service, unplaced)
+    place_all(engine, trial.service, unplaced, trial.id)
     with reading(engine) as connection:
         statement = select(func.count()).where(evidence_news.c.trial_id == trial.id)
         news = connection.execute(statement).scalar_one()
@@ -50,12 +50,12 @@ def catch_up(engine: Engine, trial: Trial, rules: Rules) -> None:
             folding.fold(connection, trial, rules)
 
 
-def place_all(engine: Engine, service: str, unplaced: int) -> None:
+def place_all(engine: Engine, service: str, unplaced: int, trial_id: str | None = None) -> None:
     """Look up the units of as many outcomes."""
     for _ in range(0, unplaced, placing.BATCH):
         with counting(engine) as connection:
             folding.lock(connection)
-            placing.place(connection, service)
+            placing.place(connection, service, trial_id)
 
 
 def late_outcomes(connection: Connection, service: str) -> int:

@@ -17,8 +17,11 @@ def count_unplaced(connection: Connection, service: str) -> int:
     return int(connection.execute(select(func.count()).where(*_is_unplaced(service))).scalar_one())
 
 
-def place(connection: Connection, service: str) -> int:
-    """Look up a batch of outcomes: known ones make news of their unit; how many were looked up."""
+def place(connection: Connection, service: str, trial_id: str | None = None) -> int:
+    """Look up a batch of outcomes: known ones make news of their unit; how many were looked up.
+
+    Units are looked for in the service's last two trials and in ``trial_id``.
+    """
     row = outcome_news.c
     statement = select(row.outcome_id, row.request_id, row.unit).where(*_is_unplaced(service)).limit(BATCH)
     news = connection.execute(statement).all()
@@ -27,7 +30,9 @@ def place(connection: Connection, service: str) -> int:
     of_requests = _trials_of_requests(
         connection, service, [each.request_id for each in news if each.request_id]
     )
-    of_units = _trials_of_units(connection, service, [each.unit for each in news if each.unit is not None])
+    of_units = _trials_of_units(
+        connection, service, trial_id, [each.unit for each in news if each.unit is not None]
+    )
     known: list[str] = []
     unknown: list[str] = []
     changed: set[tuple[str, str]] = set()
@@ -83,13 +88,13 @@ def _trials_of_requests(
 
 
 def _trials_of_units(
-    connection: Connection, service: str, units: Sequence[str]
+    connection: Connection, service: str, trial_id: str | None, units: Sequence[str]
 ) -> dict[str, list[tuple[str, str]]]:
-    """Unit → itself in each of the service's last two trials that it was in."""
+    """Unit → itself in each of those trials that it was in."""
     if not units:
         return {}
     newest = select(trials.c.id).where(trials.c.service == service).order_by(trials.c.number.desc()).limit(2)
-    ids = list(connection.execute(newest).scalars())
+    ids = {*connection.execute(newest).scalars(), *([trial_id] if trial_id else [])}
     row = exposures.c
     statement = select(row.trial_id, row.unit).where(row.trial_id.in_(ids), row.unit.in_(units)).distinct()
     found: dict[str, list[tuple[str, str]]] = {}
