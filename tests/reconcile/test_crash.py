@@ -7,9 +7,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from seatrial.experiments.trial import Stop
 from seatrial.reconcile.plan import plan
 
 VERSIONS = st.sampled_from(["1", "2", "3", "4"])
+ALIASES = st.sampled_from(["champion", "challenger", "challenger-b", "shadow", "previous"])
 
 
 def better(sim):
@@ -41,16 +43,43 @@ def break_it(sim):
     sim.listed.append("r3")
 
 
-EVENTS = [better, worse, skewed, supersede, make_champion, withdraw, break_it]
+def stop(sim):
+    for trial in sim.trials.values():
+        if trial.state == "open":
+            sim.trials[trial.id] = dataclasses.replace(trial, stop=Stop("anna", "enough"))
 
 
-def play(make_sim, event, crash_at=None):
+def one_of_two_is_better(sim):
+    sim.rates = {"champion": (800, 160), "challenger": (400, 90), "challenger-b": (400, 240)}
+
+
+def one_of_two_is_worse(sim):
+    sim.rates = {"champion": (800, 400), "challenger": (400, 200), "challenger-b": (400, 40)}
+
+
+def one_of_two_breaks(sim):
+    sim.broken.add("3")
+    sim.listed.append("r3")
+
+
+ONE = {"challenger": "2"}
+TWO = {"challenger": "2", "challenger-b": "3", "shadow": "5"}
+EVENTS = [
+    *((event, ONE) for event in (better, worse, skewed, supersede, make_champion, withdraw, break_it, stop)),
+    *((event, TWO) for event in (one_of_two_is_better, one_of_two_is_worse, one_of_two_breaks, supersede)),
+]
+
+
+def play(make_sim, event, aliases, crash_at=None):
     """First alias to last record. Each event happens once, whatever crashes."""
-    sim = make_sim(kinds={"2": "full"})
+    sim = make_sim(kinds={"2": "full"}, ramp={"steps": [0.25, 0.5], "hold_s": 60})
     sim.crash_at = crash_at
     sim.aliases["champion"] = "1"
     sim.run()
-    sim.aliases["challenger"] = "2"
+    sim.aliases |= aliases
+    sim.run()
+    sim.rates = dict.fromkeys(("champion", *aliases), (20, 10))
+    sim.now += 60  # the ramp's next step
     sim.run()
     event(sim)
     sim.run()
@@ -62,7 +91,7 @@ def end_of(sim):
         "aliases": sim.aliases,
         "tags": sim.tags,
         "apps": sim.apps,
-        "trials": {name: dataclasses.astuple(trial)[:10] for name, trial in sim.trials.items()},
+        "trials": sim.trials,
         "decisions": {name: decision.to_json() for name, decision in sim.decisions.items()},
         "audits": sim.audits,
         "state": sim.state,
@@ -70,12 +99,13 @@ def end_of(sim):
     }
 
 
-@pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.__name__)
-def test_a_crash_after_any_side_effect_changes_nothing_in_the_end(make_sim, event):
-    whole = play(make_sim, event)
+@pytest.mark.parametrize(("event", "aliases"), EVENTS, ids=[f"{e.__name__}-{len(a)}" for e, a in EVENTS])
+def test_a_crash_after_any_side_effect_changes_nothing_in_the_end(make_sim, event, aliases):
+    whole = play(make_sim, event, aliases)
     assert whole.effects > 10
     for crash_at in range(1, whole.effects + 1):
-        assert end_of(play(make_sim, event, crash_at)) == end_of(whole), f"killed after effect {crash_at}"
+        end = end_of(play(make_sim, event, aliases, crash_at))
+        assert end == end_of(whole), f"killed after effect {crash_at}"
 
 
 class AnyWorld(RuleBasedStateMachine):
@@ -85,13 +115,13 @@ class AnyWorld(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.sim = type(self).make(kinds={"3": "full", "4": "none"})
+        self.sim = type(self).make(kinds={"3": "full", "4": "none"}, ramp={"steps": [0.1, 0.5], "hold_s": 60})
 
-    @rule(alias=st.sampled_from(["champion", "challenger", "previous"]), version=VERSIONS)
+    @rule(alias=ALIASES, version=VERSIONS)
     def set_alias(self, alias, version):
         self.sim.aliases[alias] = version
 
-    @rule(alias=st.sampled_from(["champion", "challenger", "previous"]))
+    @rule(alias=ALIASES)
     def remove_alias(self, alias):
         self.sim.aliases.pop(alias, None)
 
@@ -99,7 +129,7 @@ class AnyWorld(RuleBasedStateMachine):
     def break_version(self, version):
         self.sim.broken ^= {version}
 
-    @rule(event=st.sampled_from([better, worse, skewed]))
+    @rule(event=st.sampled_from([better, worse, skewed, one_of_two_is_better, one_of_two_is_worse, stop]))
     def see(self, event):
         event(self.sim)
 

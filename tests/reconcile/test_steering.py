@@ -10,7 +10,7 @@ UNITS = [f"unit-{number}" for number in range(4000)]
 
 
 def seen(sim, units=100):
-    sim.rates = {name: (units, units // 2) for name in sim.trials["support-chat-1"].arms}
+    sim.rates = dict.fromkeys(sim.trials["support-chat-1"].arms, (units, units // 2))
 
 
 def table(sim):
