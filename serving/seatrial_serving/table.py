@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from seatrial.experiments.assignment import Arm, TrialTable, assign
+from seatrial.experiments.assignment import TrialTable, assign
 from seatrial_serving.errors import HttpError
 
 CHAMPION = "champion"
@@ -55,8 +55,6 @@ class Table:
     revision: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
     trial: TrialTable | None = None
-    keeps_units: bool = False
-    """Whether weights have changed, so that units that were exposed before stay where they were."""
     shadow: Shadow | None = None
     refusal_phrases: tuple[str, ...] = ()
     """What an answer that refuses begins with, in lower case."""
@@ -78,10 +76,14 @@ class Table:
             revision,
             aliases,
             TrialTable.from_json(trial) if trial else None,
-            bool(trial) and int(trial.get("bucket_version", 0)) > 0,
             Shadow.from_json(shadow) if shadow else None,
             tuple(str(phrase).lower() for phrase in traffic.get("refusal_phrases") or ()),
         )
+
+    @property
+    def keeps_units(self) -> bool:
+        """Whether weights have changed, so that units that were exposed before stay where they were."""
+        return self.trial is not None and self.trial.bucket_version > 0
 
     @property
     def needed(self) -> frozenset[str]:
@@ -131,7 +133,8 @@ class Table:
         self, unit: str | None, request_id: str, ready: Collection[str], sticky: Mapping[str, str]
     ) -> Route:
         champion = self.aliases.get(CHAMPION)
-        arm = self._arm(unit or request_id, sticky)
+        known = sticky if self.keeps_units else None
+        arm = assign(unit or request_id, self.trial, known) if self.trial else None
         if arm is not None and self.trial is not None:
             version = arm.version if arm.version in ready else champion
             if version in ready and version is not None:
@@ -144,12 +147,3 @@ class Table:
                 code="no_champion",
             )
         return Route(champion, champion)
-
-    def _arm(self, unit: str, sticky: Mapping[str, str]) -> Arm | None:
-        if self.trial is None:
-            return None
-        kept = sticky.get(unit) if self.keeps_units else None
-        if kept is None:
-            return assign(unit, self.trial)
-        # The units of an arm that was taken out have left the trial.
-        return next((arm for arm in self.trial.arms if arm.name == kept), None)
