@@ -201,15 +201,27 @@ def _challenger_breaks(fire: Fire, break_it: Callable[[int], None]) -> tuple[Loa
         assert trial is not None
         stage.wait_until(lambda: "challenger" not in fire.aliases(), 120, "the rollback", 0.1)
         rolled_back_s = time.monotonic() - began
-    looks = [look for look in fire.store.looks(trial.id) if look.at >= at]
+    seen_at = first_failure(fire, trial.id)
+    looks = [look for look in fire.store.looks(trial.id) if look.at >= seen_at]
     decision = fire.store.decision(trial.id)
     assert decision is not None
     champions = [a for a in running.answers if a.arm != "challenger"]
     figures = {
+        "decided_s": round(decision.decided_at - at, 1),
         "rolled_back_s": round(rolled_back_s, 1),
-        "looks_after_the_fault": len(looks),
+        "first_failure_s": round(seen_at - at, 1),
+        "looks_from_then_on": len(looks),
         "verdict": decision.judgement.verdict,
         "champions_failed": sum(a.problem is not None for a in champions),
         "champions_slowest_s": round(max(a.ended - a.began for a in champions), 2),
     }
     return running, {**figures, **running.summary()}
+
+
+def first_failure(fire: Fire, trial_id: str) -> float:
+    """When the trial's first request was over that its arm had failed to answer."""
+    statement = text(
+        "select min(at + latency_s) from exposures where trial_id = :trial and (fallback or status >= 500)"
+    )
+    with fire.store.engine.connect() as connection:
+        return float(connection.execute(statement, {"trial": trial_id}).scalar_one())
