@@ -36,7 +36,9 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 def plan_of(home: Path) -> Plan:
     env = {"SEATRIAL_STORE_URL": STORE, "SEATRIAL_HOME": str(home), "RAY_AUTH_TOKEN_PATH": str(home / "t")}
-    return Plan("mark", Ports(), Addresses.resolve(env, home), home / "seatrial-x", 4, "token", (1, 2, 3, 4))
+    addresses = Addresses.resolve(env, home)
+    secret = home / "webhook_secret"
+    return Plan("mark", Ports(), addresses, home / "seatrial-x", 4, "token", (1, 2, 3, 4), secret, "key")
 
 
 def test_only_the_controller_is_given_the_stores_password(
@@ -47,6 +49,38 @@ def test_only_the_controller_is_given_the_stores_password(
     assert envs["controller"]["SEATRIAL_STORE_URL"] == STORE
     for part in ("mlflow", "ray"):
         assert not [name for name, value in envs[part].items() if "secret" in value]
+
+
+def test_only_the_controller_is_given_the_secrets_of_hints_and_logins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("SEATRIAL_CONTROLLER_TOKEN", "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY")
+    for name in names:
+        monkeypatch.setenv(name, "t" * 32)
+    envs = {child.name: child.env for child in children(plan_of(tmp_path))}
+    assert envs["controller"]["SEATRIAL_CONTROLLER_TOKEN"] == "t" * 32
+    assert envs["controller"]["SEATRIAL_WEBHOOK_SECRET_FILE"] == str(tmp_path / "webhook_secret")
+    assert envs["mlflow"]["MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"] == "key"
+    for part in ("mlflow", "ray"):
+        assert "t" * 32 not in envs[part].values()
+        assert not [name for name in envs[part] if name.startswith("SEATRIAL_WEBHOOK")]
+
+
+def test_a_secret_of_hints_that_is_given_is_taken_instead_of_the_stacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEATRIAL_WEBHOOK_SECRET", "s" * 32)
+    env = next(child.env for child in children(plan_of(tmp_path)) if child.name == "controller")
+    assert env["SEATRIAL_WEBHOOK_SECRET"] == "s" * 32
+    assert "SEATRIAL_WEBHOOK_SECRET_FILE" not in env
+
+
+def test_the_stacks_secrets_are_made_once_and_only_their_owner_reads_them(tmp_path: Path) -> None:
+    first, second = (launch._plan(tmp_path, Ports(), 1) for _ in range(2))
+    assert (first.hook_key, first.hook_secret_path) == (second.hook_key, second.hook_secret_path)
+    assert len(first.hook_secret_path.read_text()) == 64
+    for name in ("webhook_secret", "mlflow_webhook_key", "ray_token"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
 
 
 def test_replicas_find_the_store_in_the_stacks_state_file(tmp_path: Path) -> None:

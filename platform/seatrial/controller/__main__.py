@@ -8,13 +8,20 @@ import socket
 import sys
 import threading
 from contextlib import suppress
+from functools import partial
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 import uvicorn
 
 from seatrial.config.addresses import Addresses
+from seatrial.config.secret import CONTROLLER_TOKEN, WEBHOOK_SECRET, secret
+from seatrial.controller import webhooks
 from seatrial.controller.api import build
+from seatrial.controller.auth import Access
+from seatrial.controller.login import Gate
 from seatrial.controller.loop import STALLED_S, Controller
+from seatrial.controller.webhooks import Receiver
 from seatrial.errors import SeatrialError, UserError
 from seatrial.monitoring import logs
 from seatrial.submission.dispatcher import Dispatcher
@@ -34,11 +41,16 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     addresses = Addresses.resolve()
     poll_s = poll_interval_s(os.environ.get("SEATRIAL_POLL_S"))
+    host, port = bind_address(addresses.controller_url, os.environ.get("SEATRIAL_CONTROLLER_BIND"))
+    access = access_of(host, secret(CONTROLLER_TOKEN, os.environ))
+    hook_secret = secret(WEBHOOK_SECRET, os.environ)
     # Taken before anything is done: a second start by mistake ends here.
-    listening = listen(*bind_address(addresses.controller_url, os.environ.get("SEATRIAL_CONTROLLER_BIND")))
+    listening = listen(host, port)
     logs.configure("controller")
     controller = Controller.of(addresses)
-    server = uvicorn.Server(uvicorn.Config(build(controller), log_level="warning", access_log=False))
+    receiver = Receiver(hook_secret, controller.wake) if hook_secret else None
+    gate = Gate(build(controller, receiver), access, is_https=addresses.controller_url.startswith("https:"))
+    server = uvicorn.Server(uvicorn.Config(gate, log_level="warning", access_log=False, server_header=False))
     stop = threading.Event()
 
     def loop() -> None:
@@ -58,6 +70,10 @@ def main() -> None:
         threading.Thread(target=controller.keep_lease, args=(stop,), name="lease"),
         threading.Thread(target=dispatcher.run, args=(stop,), name="jobs"),
     ]
+    if hook_secret:
+        hook_url = os.environ.get("SEATRIAL_WEBHOOK_URL") or f"{addresses.controller_url}{webhooks.PATH}"
+        keep = partial(webhooks.keep_registered, stop, hook_url, hook_secret, uri=addresses.mlflow_uri)
+        threads.append(threading.Thread(target=keep, name="webhook"))
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn takes these while it serves, and raises them once more when it has ended.
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
@@ -73,6 +89,7 @@ def main() -> None:
 
 def _end(controller: Controller, stop: threading.Event, threads: list[threading.Thread]) -> None:
     stop.set()
+    controller.wake()
     for thread in threads:
         thread.join(timeout=30)
     if not any(thread.is_alive() for thread in threads):
@@ -97,6 +114,27 @@ def bind_address(url: str, bind: str | None) -> tuple[str, int]:
         return wanted.hostname, wanted.port or port
     except ValueError as error:
         raise UserError(f"SEATRIAL_CONTROLLER_BIND: {bind}: give an address such as 0.0.0.0:8787") from error
+
+
+def access_of(host: str, token: str | None) -> Access:
+    """Who may speak to a controller that listens on ``host``.
+
+    Raises:
+        UserError: others than this machine reach it, and there is no token.
+    """
+    if token is None and host not in LOOPBACK and not _is_loopback(host):
+        raise UserError(
+            f"{CONTROLLER_TOKEN}: not set, and SEATRIAL_CONTROLLER_BIND lets other machines reach {host}: "
+            f"set it or {CONTROLLER_TOKEN}_FILE, such as to what `openssl rand -hex 32` prints"
+        )
+    return Access.of(token)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def listen(host: str, port: int) -> socket.socket:

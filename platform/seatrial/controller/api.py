@@ -1,4 +1,7 @@
-"""The controller's small API: `/healthz`, `/status`, `/api/trials/ID`, and the pages. It asks for no key."""
+"""The controller's API: `/healthz`, `/status`, `/api/trials/ID`, the pages, and where MLflow's hints come.
+
+Who may call is decided before it, in `login.Gate`.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from seatrial.controller import pages
+from seatrial.controller import pages, webhooks
 from seatrial.controller.loop import Controller
 from seatrial.controller.report import report
 from seatrial.controller.status import summary
 from seatrial.controller.trouble import Trouble
 
 
-def build(controller: Controller) -> Starlette:
-    """The API over a controller whose loop runs in another thread."""
+def build(controller: Controller, receiver: webhooks.Receiver | None = None) -> Starlette:
+    """The API over a controller whose loop runs in another thread; with ``receiver`` also MLflow's hints."""
 
     def healthz(_request: Request) -> JSONResponse:
         report = controller.report
@@ -50,4 +53,5 @@ def build(controller: Controller) -> Starlette:
             return JSONResponse({"error": Trouble.of(error).text}, status_code=503)
 
     api = [Route("/healthz", healthz), Route("/status", status), Route("/api/trials/{trial_id}", trial)]
-    return Starlette(routes=[*api, *pages.routes(controller)])
+    hooks = [Route(webhooks.PATH, receiver.receive, methods=["POST"])] if receiver else []
+    return Starlette(routes=[*api, *hooks, *pages.routes(controller)])

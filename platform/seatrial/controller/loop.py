@@ -77,6 +77,7 @@ class Controller:
         self._applier = applier or Applier(store, serve, mlflow_uri)
         self._rests = Rests()
         self._log = Log()
+        self._woken = threading.Event()
         self._is_migrated = False
         self._began_at = 0.0
         self._tidied_at = 0.0
@@ -87,10 +88,15 @@ class Controller:
         return cls(Store(addresses.store_url), ServeApi.of(addresses), addresses.mlflow_uri)
 
     def run(self, stop: threading.Event, *, poll_s: float) -> None:
-        """Pass after pass until ``stop`` is set; no failure ends it."""
+        """Pass after pass until ``stop`` is set; no failure ends it. :meth:`wake` makes it look at once."""
         while not stop.is_set():
+            self._woken.clear()
             is_busy = self.one_pass()
-            stop.wait(QUICK_S if is_busy else poll_s)
+            self._woken.wait(QUICK_S if is_busy else poll_s)
+
+    def wake(self) -> None:
+        """Begin the next pass now, or right after the present one; safe from any thread."""
+        self._woken.set()
 
     def keep_lease(self, stop: threading.Event) -> None:
         """Renew the lease beside the loop, however long one of its side effects takes, unless it hangs."""

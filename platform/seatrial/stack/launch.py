@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import hashlib
@@ -152,7 +153,19 @@ def _plan(home: Path, chosen: Ports, ray_cpus: int) -> Plan:
         ray_cpus=ray_cpus,
         token=_token(home / "ray_token"),
         inner_ports=(first, second, third, fourth),
+        hook_secret_path=_kept(home / "webhook_secret", secrets.token_hex(32)),
+        # 32 random bytes, as `cryptography.fernet.Fernet.generate_key` makes them.
+        hook_key=_kept(
+            home / "mlflow_webhook_key", base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
+        ).read_text(encoding="ascii"),
     )
+
+
+def _kept(path: Path, new: str) -> Path:
+    """A file that only its owner can read, made with ``new`` in it the first time."""
+    if not path.is_file():
+        state.write_private(path, new)
+    return path
 
 
 def _token(path: Path) -> str:

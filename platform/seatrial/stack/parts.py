@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seatrial.config.addresses import VARIABLES, Addresses
+from seatrial.config.secret import CONTROLLER_TOKEN, WEBHOOK_SECRET
 from seatrial.monitoring.bearer import TOKEN_VARIABLE
 from seatrial.monitoring.probe import Probe
 from seatrial.monitoring.proxy import direct_loopback
@@ -17,8 +18,11 @@ from seatrial.stack.ports import LOOPBACK, Ports
 from seatrial.stack.processes import MARK_VARIABLE
 
 STORE_VARIABLE = VARIABLES["store_url"]
-# The token stands in its file, where every part looks for it.
-WITHHELD = (STORE_VARIABLE, TOKEN_VARIABLE)
+HOOK_KEY_VARIABLE = "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"
+# What the controller alone is to know, and the key by which MLflow's server keeps its webhooks' secrets.
+CONTROLLERS = tuple(f"{name}{end}" for name in (CONTROLLER_TOKEN, WEBHOOK_SECRET) for end in ("", "_FILE"))
+# Ray's token stands in its file, where every part looks for it.
+WITHHELD = (STORE_VARIABLE, TOKEN_VARIABLE, HOOK_KEY_VARIABLE, *CONTROLLERS)
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,10 @@ class Plan:
     token: str
     inner_ports: tuple[int, int, int, int]
     """Ray client server, HAProxy metrics, HAProxy statistics, Serve's fallback proxy."""
+    hook_secret_path: Path
+    """File with the secret by which MLflow signs its hints to the controller."""
+    hook_key: str
+    """Fernet key by which MLflow encrypts that secret in its database."""
     proxy_program: Path | None = None
     """What Serve runs as HAProxy; its own choice when not given."""
 
@@ -57,6 +65,9 @@ def mlflow(plan: Plan) -> Child:
     command += ["--serve-artifacts", "--artifacts-destination", str(home / "artifacts")]
     # Its job runner would be five more processes for features that are not used here.
     env = common_environment(plan) | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # The controller is on loopback, which MLflow does not send hints to unless told.
+    env |= {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
+    env |= {HOOK_KEY_VARIABLE: plan.hook_key}
     probes = (Probe(f"{uri}/health"),)
     return Child("mlflow", tuple(command), env, plan.logs / "mlflow.log", probes, uri)
 
@@ -87,6 +98,9 @@ def controller(plan: Plan) -> Child:
     """Seatrial's own loop."""
     url = plan.addresses.controller_url
     env = common_environment(plan) | ray_environment(plan) | {STORE_VARIABLE: plan.addresses.store_url}
+    env |= {name: os.environ[name] for name in CONTROLLERS if os.environ.get(name)}
+    if not env.keys() & {WEBHOOK_SECRET, f"{WEBHOOK_SECRET}_FILE"}:
+        env[f"{WEBHOOK_SECRET}_FILE"] = str(plan.hook_secret_path)
     command = (sys.executable, "-m", "seatrial.controller")
     return Child("controller", command, env, plan.logs / "controller.log", (Probe(f"{url}/healthz"),), url)
 

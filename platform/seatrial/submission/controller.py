@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -9,6 +10,7 @@ from urllib.parse import quote
 import httpx
 
 from seatrial.config.addresses import Addresses
+from seatrial.config.secret import CONTROLLER_TOKEN, bearer
 from seatrial.errors import RetryableError, UserError
 
 TIMEOUT_S = 10.0
@@ -27,6 +29,7 @@ def status(addresses: Addresses) -> Mapping[str, Any]:
     """The controller's `/status`.
 
     Raises:
+        UserError: it asks for a token that the environment does not give.
         RetryableError: it does not answer, or its store does not.
     """
     return _ask(addresses, "/status")
@@ -55,12 +58,13 @@ def _ask(addresses: Addresses, path: str, *, absent: bool = False) -> Mapping[st
     """The JSON at ``path``; with ``absent`` also what comes with a 404.
 
     Raises:
+        UserError: it asks for a token that the environment does not give.
         RetryableError: the controller does not answer, or its store does not.
     """
     url = f"{addresses.controller_url}{path}"
     remedy = "run `seatrial up`, or set SEATRIAL_CONTROLLER_URL to a running controller"
     try:
-        answer = httpx.get(url, timeout=TIMEOUT_S)
+        answer = httpx.get(url, headers=bearer(os.environ), timeout=TIMEOUT_S)
         body: Mapping[str, Any] = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise RetryableError(
@@ -68,6 +72,8 @@ def _ask(addresses: Addresses, path: str, *, absent: bool = False) -> Mapping[st
         ) from error
     except ValueError as error:
         raise RetryableError(f"SEATRIAL_CONTROLLER_URL: {url}: is no controller: {remedy}") from error
+    if answer.status_code == 401:
+        raise UserError(f"{CONTROLLER_TOKEN}: not set, or not the token of {url}: set it as the controller's")
     if answer.status_code != 200 and not (absent and answer.status_code == 404):
         said = body.get("error") if isinstance(body, dict) else None
         raise RetryableError(f"{url}: answers {answer.status_code} ({said}): see `seatrial status`")

@@ -1,0 +1,298 @@
+"""Who may speak to the controller: over real HTTP, on loopback without a token and elsewhere with one."""
+
+from __future__ import annotations
+
+import http.client
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from seatrial.config.addresses import Addresses
+from seatrial.config.secret import CONTROLLER_TOKEN, secret
+from seatrial.controller.__main__ import access_of
+from seatrial.controller.api import build
+from seatrial.controller.auth import SESSION_S, TRIES, WINDOW_S, Access, Tries
+from seatrial.controller.login import Gate, own_path
+from seatrial.controller.loop import Controller
+from seatrial.controller.webhooks import Receiver
+from seatrial.errors import UserError
+from seatrial.store import Store
+from seatrial.submission import controller as asking
+from tests.controller.one_replica import OneReplica
+from tests.controller.server import serving
+from tests.controller.test_process import START, environment, free_port
+
+TOKEN = "a-token-of-at-least-32-characters-x"
+GUARDED = ("/status", "/trials", "/trials/a-1", "/api/trials/a-1", "/web/style.css", "/nothing", "/")
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+BROWSER = {"Accept": "text/html,*/*"}
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Site:
+    """The controller's API behind its gate."""
+
+    def __init__(self, folder: Path, token: str | None) -> None:
+        store = Store(f"sqlite:///{folder / 'store.db'}")
+        store.migrate()
+        serve: Any = OneReplica(store)
+        self.controller = Controller(store, serve, "http://127.0.0.1:9")
+        self.clock = Clock()
+        api = build(self.controller, Receiver("s" * 32, self.controller.wake))
+        self.gate = Gate(api, Access.of(token), clock=self.clock)
+
+
+@pytest.fixture(scope="module")
+def shut_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Site]]:
+    site = Site(tmp_path_factory.mktemp("shut"), TOKEN)
+    with serving(site.gate) as url:
+        yield url, site
+
+
+@pytest.fixture
+def shut(shut_site: tuple[str, Site]) -> str:
+    """The address of a controller with a token; wrong tokens of other tests are out of its window."""
+    shut_site[1].clock.now += WINDOW_S + 1
+    return shut_site[0]
+
+
+@pytest.fixture(scope="module")
+def open_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(Site(tmp_path_factory.mktemp("open"), None).gate) as url:
+        yield url
+
+
+@contextmanager
+def logged_in(url: str) -> Iterator[httpx.Client]:
+    """A browser that has logged in."""
+    with httpx.Client(base_url=url, headers=BROWSER) as browser:
+        assert browser.post("/login", data={"token": TOKEN}, headers={"Origin": url}).status_code == 303
+        yield browser
+
+
+@pytest.mark.parametrize("path", GUARDED)
+def test_every_route_asks_for_the_token(shut: str, path: str):
+    bare = httpx.get(f"{shut}{path}")
+    assert (bare.status_code, bare.headers["www-authenticate"]) == (401, 'Bearer realm="seatrial"')
+    assert httpx.get(f"{shut}{path}", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert httpx.get(f"{shut}{path}", headers={"Authorization": f"Basic {TOKEN}"}).status_code == 401
+    assert httpx.get(f"{shut}{path}", headers=BEARER).status_code in (200, 307, 404)
+
+
+def test_health_and_hints_ask_for_none(shut: str):
+    assert httpx.get(f"{shut}/healthz").json()["passes"] == 0
+    unsigned = httpx.post(f"{shut}/hooks/mlflow", content=b"{}")
+    assert unsigned.status_code == 401
+    assert "X-MLflow-Signature" in unsigned.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "path", ["//status", "/healthz/../status", "/login/../status", "/STATUS", "/%73tatus"]
+)
+def test_no_spelling_of_a_path_gets_round_the_gate(shut: str, path: str):
+
+    with closing(http.client.HTTPConnection(shut.removeprefix("http://"))) as connection:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        assert answer.status == 401
+        assert b"services" not in answer.read()
+
+
+def test_a_person_is_sent_to_the_login_and_back_to_where_they_wanted(shut: str):
+    asked = httpx.get(f"{shut}/trials?a=b%20c", headers=BROWSER)
+    assert (asked.status_code, asked.headers["location"]) == (303, "/login?next=%2Ftrials%3Fa%3Db%2520c")
+    with httpx.Client(base_url=shut, headers=BROWSER) as browser:
+        page = browser.get(asked.headers["location"])
+        assert 'type="password"' in page.text
+        assert browser.post(asked.headers["location"], data={"token": "wrong"}).status_code == 401
+        answer = browser.post(asked.headers["location"], data={"token": TOKEN})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/trials?a=b%20c")
+        cookie = answer.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=strict" in cookie
+        assert "secure" not in cookie
+        assert TOKEN not in cookie
+        assert browser.get("/trials").status_code == 200
+        left = browser.post("/logout", headers={"Origin": shut})
+        assert left.headers["location"] == "/login"
+        assert browser.get("/trials").status_code == 303
+
+
+def test_over_https_the_session_never_travels_in_clear(tmp_path: Path):
+    site = Site(tmp_path, TOKEN)
+    with serving(Gate(site.gate._app, Access.of(TOKEN), is_https=True)) as url:
+        answer = httpx.post(f"{url}/login", data={"token": TOKEN})
+    assert "; secure" in answer.headers["set-cookie"].lower()
+
+
+def test_a_session_ends_with_time_and_with_the_token():
+    access = Access.of(TOKEN)
+    session = access.session(1000.0)
+    assert access.is_session(session, 1000.0 + SESSION_S - 1)
+    assert not access.is_session(session, 1000.0 + SESSION_S + 1)
+    assert not Access.of(TOKEN + "y").is_session(session, 1000.0)
+    assert not Access.of(None).is_session(session, 1000.0)
+
+
+@pytest.mark.parametrize("at", [0, 5, 12, -1])
+def test_a_session_that_was_changed_is_none(at: int):
+    access = Access.of(TOKEN)
+    session = access.session(1000.0)
+    changed = list(session)
+    changed[at] = "1" if session[at] != "1" else "2"
+    assert not access.is_session("".join(changed), 1000.0)
+    for bad in ("", ".", "..", "9999999999", "9999999999..", "é.é.é"):
+        assert not access.is_session(bad, 1000.0)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {},
+    ],
+)
+def test_another_site_cannot_use_a_persons_session(shut: str, headers: dict[str, str]):
+    with logged_in(shut) as browser:
+        assert browser.post("/logout", headers=headers).status_code == 403
+        assert browser.get("/trials").status_code == 200
+
+
+def test_another_site_cannot_log_a_person_in(shut: str):
+    answer = httpx.post(f"{shut}/login", data={"token": TOKEN}, headers={"Origin": "https://evil.example"})
+    assert answer.status_code == 403
+    assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    ["//evil.example", "https://evil.example", "/\\evil.example", "evil", "", "/\tevil", "javascript:x"],
+)
+def test_the_login_leads_nowhere_else(wanted: str):
+    assert own_path(wanted) == "/trials"
+
+
+def test_guessing_is_shut_out_for_a_while_and_programs_with_the_token_go_on(
+    shut_site: tuple[str, Site], shut: str
+):
+    site = shut_site[1]
+    for _ in range(TRIES):
+        assert httpx.post(f"{shut}/login", data={"token": "guess"}).status_code == 401
+    refused = httpx.post(f"{shut}/login", data={"token": TOKEN})
+    assert refused.status_code == 429
+    assert 0 < int(refused.headers["retry-after"]) <= WINDOW_S + 1
+    assert httpx.get(f"{shut}/status", headers={"Authorization": "Bearer guess"}).status_code == 429
+    assert httpx.get(f"{shut}/status", headers=BEARER).status_code == 200
+    site.clock.now += WINDOW_S + 1
+    assert httpx.post(f"{shut}/login", data={"token": TOKEN}).status_code == 303
+
+
+def test_the_memory_of_guesses_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("seatrial.controller.auth.MOST_ADDRESSES", 100)
+    tries = Tries()
+    for number in range(1000):
+        tries.add(f"10.0.0.{number}", 1000.0)
+    assert len(tries._wrong) == 100
+
+
+def test_a_form_that_is_too_long_is_not_read(shut: str):
+    assert httpx.post(f"{shut}/login", content=b"token=" + b"x" * 10_000).status_code == 413
+
+
+def test_on_loopback_nothing_is_asked_but_a_name_that_points_here_is_refused(open_url: str):
+    port = open_url.rpartition(":")[2]
+    assert httpx.get(f"{open_url}/status").status_code == 200
+    assert httpx.get(f"{open_url}/status", headers={"Host": f"localhost:{port}"}).status_code == 200
+    assert httpx.get(f"{open_url}/status", headers={"Host": f"[::1]:{port}"}).status_code == 200
+    for host in (f"evil.example:{port}", "127.0.0.1.evil.example", "evil", "[", ""):
+        refused = httpx.get(f"{open_url}/status", headers={"Host": host})
+        assert refused.status_code == 403, host
+        assert "services" not in refused.text
+
+
+def test_on_loopback_another_site_cannot_send_anything_either(open_url: str):
+    assert httpx.post(f"{open_url}/status", headers={"Origin": "https://evil.example"}).status_code == 403
+    assert httpx.post(f"{open_url}/status").status_code == 405  # a program's
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/login", "/trials", "/status", "/nothing", "/web/icon.svg"])
+def test_every_answer_keeps_browsers_safe(shut: str, path: str):
+    for headers in (BEARER, {}):
+        found = httpx.get(f"{shut}{path}", headers=headers).headers
+        policy = found["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "script" not in policy
+        assert "frame-ancestors 'none'" in policy or "sandbox" in policy
+        assert (found["x-frame-options"], found["x-content-type-options"]) == ("DENY", "nosniff")
+        assert found["cache-control"] == "no-store"
+        assert "server" not in found or "uvicorn" in found["server"]
+
+
+def test_the_command_line_sends_the_token(shut: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    addresses = Addresses.resolve({"SEATRIAL_CONTROLLER_URL": shut, "SEATRIAL_HOME": str(tmp_path)}, tmp_path)
+    monkeypatch.delenv(CONTROLLER_TOKEN, raising=False)
+    with pytest.raises(UserError, match="SEATRIAL_CONTROLLER_TOKEN: not set"):
+        asking.status(addresses)
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    monkeypatch.setenv(f"{CONTROLLER_TOKEN}_FILE", str(tmp_path / "token"))
+    assert asking.status(addresses)["services"] == []
+    with pytest.raises(UserError, match="no such trial"):
+        asking.trial(addresses, "nothing")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "controller.example"])  # noqa: S104
+def test_others_are_let_in_only_with_a_token(host: str):
+    with pytest.raises(UserError, match="SEATRIAL_CONTROLLER_TOKEN: not set"):
+        access_of(host, None)
+    assert access_of(host, TOKEN).knows(TOKEN)
+    for loopback in ("127.0.0.1", "::1", "localhost", "127.0.0.2"):
+        assert access_of(loopback, None).digest is None
+
+
+@pytest.mark.parametrize("value", ["short", "a token with spaces that is long enough", "ü" * 40])
+def test_a_token_that_is_weak_or_no_header_is_refused_and_never_shown(tmp_path: Path, value: str):
+    (tmp_path / "token").write_text(value)
+    for env in ({CONTROLLER_TOKEN: value}, {f"{CONTROLLER_TOKEN}_FILE": str(tmp_path / "token")}):
+        with pytest.raises(UserError, match="SEATRIAL_CONTROLLER_TOKEN") as caught:
+            secret(CONTROLLER_TOKEN, env)
+        assert value not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_it_does_not_start_elsewhere_without_a_token_and_does_with_one(tmp_path: Path):
+    port = free_port()
+    env = environment(tmp_path, port, SEATRIAL_CONTROLLER_BIND=f"0.0.0.0:{port}")
+    env = {name: value for name, value in env.items() if not name.startswith(CONTROLLER_TOKEN)}
+    done = subprocess.run(START, env=env, capture_output=True, text=True, timeout=60)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, line.partition(",")[0]) == (2, "seatrial: SEATRIAL_CONTROLLER_TOKEN: not set")
+    process = subprocess.Popen(START, env={**env, CONTROLLER_TOKEN: TOKEN}, stderr=subprocess.DEVNULL)
+    try:
+        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 60
+        while True:
+            try:
+                assert httpx.get(f"{url}/status").status_code == 401
+                break
+            except httpx.TransportError:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        answer = httpx.get(f"{url}/status", headers=BEARER)
+        assert (answer.status_code, answer.headers.get("server")) == (200, None)
+    finally:
+        process.kill()
+        process.wait(30)
