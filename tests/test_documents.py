@@ -2,19 +2,22 @@
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from seatrial.cli.main import app
+from seatrial.cli.main import VERBS, app
+from seatrial.config.jobs import JobsConfig
 from seatrial.config.load import loads
 from seatrial.config.recipe import PretrainRecipe, TrainRecipe
 from seatrial.config.service import ServiceConfig
 
 ROOT = Path(__file__).parent.parent
+GROUPS = [name for name in VERBS if hasattr(import_module(f"seatrial.cli.{name}"), "app")]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
-SECTIONS = {"recipe": TrainRecipe, "pretrain": PretrainRecipe, "service": ServiceConfig}
+SECTIONS = {"recipe": TrainRecipe, "pretrain": PretrainRecipe, "service": ServiceConfig, "jobs": JobsConfig}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -42,7 +45,8 @@ def test_commands_and_their_options_exist(page: Path):
             words = shlex.split(line, comments=True)
             if words[:1] != ["seatrial"]:
                 continue
-            helped = CliRunner().invoke(app, [words[1], "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+            verb = words[1:3] if words[1] in GROUPS else words[1:2]
+            helped = CliRunner().invoke(app, [*verb, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
             assert helped.exit_code == 0, line
             for option in (word for word in words[2:] if word.startswith("--")):
                 assert option in helped.output, line

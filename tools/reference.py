@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from seatrial.cli.main import app
+from seatrial.config.jobs import JobsConfig
 from seatrial.config.recipe import PretrainRecipe, TrainRecipe
 from seatrial.config.service import ServiceConfig
 
@@ -26,6 +27,7 @@ FILES: dict[str, tuple[type[BaseModel], str]] = {
     "recipe": (TrainRecipe, "Recipe of a fine-tuning job"),
     "pretrain": (PretrainRecipe, "Recipe of a base model made from nothing"),
     "service": (ServiceConfig, "Service file"),
+    "jobs": (JobsConfig, "The operator's `jobs.yaml`"),
 }
 
 

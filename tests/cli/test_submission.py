@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from seatrial.config.addresses import Addresses
+from seatrial.config.jobs import JobsConfig
 from seatrial.errors import UserError
 from seatrial.submission import plan
+from seatrial.submission.causes import Finish, Next, diagnose
 from seatrial.submission.events import Event, Lines, parse
 from seatrial.submission.follow import Ending, JobFailedError, may_be_tried_again, require_success
 from seatrial.submission.submit import is_same_machine, make_job, submission_id
@@ -83,29 +85,43 @@ def test_chunks_become_whole_lines() -> None:
     ],
 )
 def test_what_may_be_tried_again(status: str, code: int | None, expected: bool) -> None:
-    assert may_be_tried_again(Ending(status, code, "")) is expected
+    assert may_be_tried_again(ending(status, code)) is expected
 
 
 def test_a_failed_job_passes_its_exit_code_on() -> None:
-    require_success("x", Ending("SUCCEEDED", 0, ""))
+    require_success("x", ending("SUCCEEDED", 0))
     for code, expected in ((2, 2), (None, 1), (-9, 1)):
-        with pytest.raises(JobFailedError, match="x: why") as caught:
-            require_success("x", Ending("FAILED", code, "why"))
+        with pytest.raises(JobFailedError, match=r"x: .*\(next: .*seatrial train r\.yaml\)") as caught:
+            require_success("x", ending("FAILED", code))
         assert caught.value.exit_code == expected
+
+
+def ending(status: str, code: int | None) -> Ending:
+    finish = Finish(status, code, lines=("why",))
+    return Ending(status, code, diagnose(finish, Next.in_ray("x", "r.yaml")))
 
 
 def test_a_plan_reads_well() -> None:
     rows = plan.rows(
         {"rows_read": 5000, "rows_kept": 4990, "heldout": 250, "tokens": 1234567, "steps": 400,
-         "batch_tokens": 4096, "workers": 2, "device": "cpu", "parameters": 3000000, "estimated_s": 245.0}
+         "batch_tokens": 4096, "workers": 2, "device": "gpu", "parameters": 3000000, "estimated_s": 245.0,
+         "gpu_hours": 0.136, "gpu_tflops": 125.0,
+         "memory": {"weights": 6 * 2**20, "gradients": 2**20, "optimizer": 2**21, "activations": 3 * 2**30}},
+        JobsConfig(gpu_hour_price=2.0),
     )  # fmt: skip
     assert rows == [
         ("data", "4,990 of 5,000 rows kept, 250 held out"),
         ("tokens", "1,234,567 in the packed data"),
         ("steps", "400 of 4,096 tokens"),
-        ("workers", "2 on cpu"),
+        ("workers", "2 on gpu"),
         ("parameters", "3,000,000"),
-        ("estimated", "4 min 5 s"),
+        (
+            "memory",
+            "3.0 GiB for each worker: "
+            "weights 6.0 MiB, gradients 1.0 MiB, optimizer 2.0 MiB, activations 3.0 GiB",
+        ),
+        ("estimated", "4 min 5 s, at 125 TFLOP/s for each GPU (jobs.yaml: gpu_tflops)"),
+        ("GPU-hours", "0.14, 0.27 EUR"),
     ]
 
 

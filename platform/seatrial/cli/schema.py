@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from seatrial.cli.output import say
+from seatrial.config.jobs import JobsConfig
 from seatrial.config.recipe import PretrainRecipe, TrainRecipe
 from seatrial.config.section import Section
 from seatrial.config.service import ServiceConfig
@@ -20,12 +21,14 @@ class Kind(StrEnum):
     RECIPE = "recipe"
     PRETRAIN = "pretrain"
     SERVICE = "service"
+    JOBS = "jobs"
 
 
 SECTIONS: dict[Kind, type[Section]] = {
     Kind.RECIPE: TrainRecipe,
     Kind.PRETRAIN: PretrainRecipe,
     Kind.SERVICE: ServiceConfig,
+    Kind.JOBS: JobsConfig,
 }
 
 

@@ -15,12 +15,12 @@ from seatrial.submission.recipes import kind_of
 
 def command(
     files: Annotated[
-        list[Path], typer.Argument(help="Recipes and service files (YAML).", show_default=False)
+        list[Path], typer.Argument(help="Recipes, service files, jobs.yaml.", show_default=False)
     ],
 ) -> None:
     """Check recipes and service files without running anything.
 
-    Every bad field of every file is one line: `file:line: field: value: fix`.
+    The operator's `jobs.yaml` too. Every bad field of every file is one line: `file:line: field: value: fix`.
     """
     problems = []
     for path in files:

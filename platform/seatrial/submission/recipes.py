@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from seatrial.config.jobs import JobsConfig
 from seatrial.config.load import load
 from seatrial.config.recipe import PretrainRecipe, TrainRecipe
 from seatrial.config.section import Section
@@ -22,6 +23,9 @@ SIGNS: dict[str, type[Section]] = {
     "search": TuneRecipe,
     "register_as": PretrainRecipe,
     "architecture": PretrainRecipe,
+    "teams": JobsConfig,
+    "gpu_hour_price": JobsConfig,
+    "grows_to": JobsConfig,
     "engine": ServiceConfig,
     "http": ServiceConfig,
     "data": TrainRecipe,
