@@ -18,8 +18,7 @@ from seatrial.config.trial import TrialSection
 from seatrial.controller.api import build
 from seatrial.controller.loop import Controller
 from seatrial.experiments.assignment import Arm, TrialTable, assign
-from seatrial.experiments.trial import Decision, Look, Trial
-from seatrial.reconcile.closing import look_at
+from seatrial.experiments.trial import Decision, Look, Trial, look_at
 from seatrial.store import Store, outcome_row
 from tests.controller.chromium import browser
 from tests.controller.one_replica import OneReplica

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seatrial.experiments.guardrails import share_above_p
+from seatrial.experiments.shares import share_above_p
 from seatrial.experiments.sequential import ArmStats, compare, compare_ratio
 from seatrial.experiments.srm import sample_ratio_p
 

@@ -208,7 +208,7 @@ def test_equal_versions_are_rarely_told_apart_however_often_one_looks(values, sh
 
 def test_without_the_prior_units_a_small_arm_is_often_told_apart_from_its_equal(monkeypatch):
     """The reason for them; with this test's seed and looks about half the trials went wrong."""
-    monkeypatch.setattr("seatrial.experiments.verdict.PRIOR_UNITS", 0.0)
+    monkeypatch.setattr("seatrial.experiments.metrics.PRIOR_UNITS", 0.0)
     verdicts = run_trials(
         rare(0.02), rare(0.02), policy(metric={"type": "mean"}), share=0.05, trials=100, units=1000
     )

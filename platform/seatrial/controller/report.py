@@ -9,9 +9,9 @@ from seatrial.experiments.evidence import ArmEvidence, Evidence, finite
 from seatrial.experiments.forecast import units_to_decide
 from seatrial.experiments.ramp import coverages
 from seatrial.experiments.sequential import Comparison
-from seatrial.experiments.trial import Decision, Trial
+from seatrial.experiments.trial import Decision, Trial, look_at
 from seatrial.experiments.verdict import ArmJudgement, Judgement
-from seatrial.reconcile.closing import look_at, no_evidence
+from seatrial.reconcile.closing import no_evidence
 
 
 def report(trial: Trial, decision: Decision | None, seen: Evidence | None, now: float) -> dict[str, Any]:

@@ -8,10 +8,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from seatrial.experiments.sequential import ArmStats
+
+# Bucket b of a histogram holds values in (GAMMA**(b-1), GAMMA**b], MIN_BUCKET those that are not above 0.
+GAMMA = 1.02
+MIN_BUCKET = -(10**6)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over the units that have a value: x is the value or numerator, y the denominator or covariate."""
+
+    n: int
+    x: float
+    xx: float
+    y: float = 0.0
+    yy: float = 0.0
+    xy: float = 0.0
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Moments:
+        """The inverse of JSON; null becomes NaN."""
+        sums = {key: math.nan if value[key] is None else value[key] for key in ("x", "xx", "y", "yy", "xy")}
+        return cls(n=value["n"], **sums)
 
 
 @dataclass(frozen=True)
@@ -20,6 +42,7 @@ class ArmEvidence:
 
     ``unanswered`` is the sum, over units, of the share of their requests that the arm's own version did not
     answer: it failed, or another version had to stand in. A client's retries count within their unit.
+    ``stats`` is of the metric that decides; ``metrics`` and ``histograms`` (bucket → units) are by name.
     """
 
     name: str
@@ -33,6 +56,8 @@ class ArmEvidence:
     outcomes: int
     stats: ArmStats
     unanswered: float = 0.0
+    metrics: Mapping[str, Moments] = field(default_factory=dict)
+    histograms: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, name: str, version: str) -> ArmEvidence:
@@ -44,17 +69,27 @@ class ArmEvidence:
         """The inverse of :meth:`Evidence.to_json` for one arm; null totals become NaN."""
         stats = value["stats"]
         totals = {key: math.nan if stats[key] is None else stats[key] for key in ("total", "total_squares")}
-        return cls(**{**value, "stats": ArmStats(n=stats["n"], **totals)})
+        metrics = {name: Moments.from_json(each) for name, each in value.get("metrics", {}).items()}
+        histograms = {
+            name: {int(at): units for at, units in each.items()}
+            for name, each in value.get("histograms", {}).items()
+        }
+        stated = {"stats": ArmStats(n=stats["n"], **totals), "metrics": metrics, "histograms": histograms}
+        return cls(**{**value, **stated})
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All arms at ``taken_at``; ``ignored_outcomes`` had a value outside 0..1 where the metric is a share."""
+    """All arms at ``taken_at``; ``ignored_outcomes`` had a value outside 0..1 where the metric is a share.
+
+    ``looks`` are the exposed units at the planned looks that have been taken.
+    """
 
     taken_at: float
     arms: tuple[ArmEvidence, ...]
     ignored_outcomes: int = 0
     late_outcomes: int = 0
+    looks: tuple[int, ...] = ()
 
     def arm(self, name: str) -> ArmEvidence:
         """The arm called ``name``; KeyError when there is none."""
@@ -77,7 +112,8 @@ class Evidence:
     def from_json(cls, value: Mapping[str, Any]) -> Evidence:
         """The inverse of :meth:`to_json`."""
         arms = tuple(ArmEvidence.from_json(arm) for arm in value["arms"])
-        return cls(value["taken_at"], arms, value["ignored_outcomes"])
+        late, looks = value.get("late_outcomes", 0), tuple(value.get("looks", ()))
+        return cls(value["taken_at"], arms, value["ignored_outcomes"], late, looks)
 
 
 def finite(value: Any) -> Any:

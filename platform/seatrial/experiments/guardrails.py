@@ -1,35 +1,109 @@
-"""One-sided limits that may end a trial at any look."""
+"""What a challenger must keep within: one-sided, and allowed to end its part at any look.
+
+A guardrail speaks of one challenger. It is broken when its p-value is at most its alpha; while it has too few
+units or a number is missing it says nothing, which never promotes.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
-from scipy import special
+from seatrial.experiments.evidence import ArmEvidence
+from seatrial.experiments.judgement import GuardrailResult
+from seatrial.experiments.metrics import is_binary
+from seatrial.experiments.policy import GuardrailPolicy, TrialPolicy
+from seatrial.experiments.quantiles import above_factor_p, above_limit_p, below_limit_p, quantile
+from seatrial.experiments.sequential import PRIOR_UNITS, ArmStats, above_zero_p, estimate_and_variance
+from seatrial.experiments.shares import share_above_p
+
+# Units with a value that an arm must have before a mean speaks.
+FEWEST_VALUES = 20
+ERRORS = "max_error_share"
 
 
-def share_above_p(failures: float, total: int, limit: float) -> float:
-    """Anytime-valid p-value of "the true share of failures is at most ``limit``".
+def errors(policy: TrialPolicy, b: ArmEvidence) -> GuardrailResult:
+    """The guardrail that every trial has: requests that the challenger's own version left unanswered."""
+    p = share_above_p(b.unanswered, b.assigned_units, policy.max_error_share)
+    value = b.unanswered / b.assigned_units if b.assigned_units else math.nan
+    return GuardrailResult(ERRORS, value, policy.max_error_share, p, p <= policy.guardrail_alpha)
 
-    ``failures`` is the sum over ``total`` units of values in [0, 1]: each unit's share of failed requests.
 
-    A uniform mixture over the shares above the limit against the limit itself (the method of mixtures:
-    Robbins 1970; Howard et al., arXiv:1810.08240). The likelihood ratio is monotone in the share, so the
-    mixture is a supermartingale for every share up to the limit, and Ville's inequality holds at every look.
-    It is convex in each value, so a value between 0 and 1 gives at most what zeros and ones of its mean give.
+def watch(
+    guardrail: GuardrailPolicy,
+    a: ArmEvidence,
+    b: ArmEvidence,
+    stats: Mapping[str, ArmStats],
+    tuning_n: float,
+) -> GuardrailResult:
+    """How challenger ``b`` keeps within ``guardrail``, ``a`` being the champion."""
+    if guardrail.metric.type == "quantile":
+        value, limit, p = _quantile(guardrail, a, b)
+    else:
+        value, limit, p = _mean(guardrail, stats[a.name], stats[b.name], tuning_n)
+    return GuardrailResult(guardrail.name, value, limit, p, math.isfinite(p) and p <= guardrail.alpha)
 
-    Raises:
-        ValueError: counts that cannot be.
-    """
-    if not 0 <= failures <= total:
-        raise ValueError(f"failures {failures} of {total}: give 0 <= failures <= total")
-    if limit >= 1 or total == 0:
-        return 1.0
-    if limit <= 0:
-        return 0.0 if failures else 1.0
-    successes = total - failures
-    upper = float(special.betaincc(failures + 1, successes + 1, limit))
-    if upper == 0.0:  # underflow: the counts lie far below the limit
-        return 1.0
-    log_mixture = float(special.betaln(failures + 1, successes + 1)) + math.log(upper) - math.log1p(-limit)
-    log_null = failures * math.log(limit) + successes * math.log1p(-limit)
-    return math.exp(min(0.0, log_null - log_mixture))
+
+def _quantile(guardrail: GuardrailPolicy, a: ArmEvidence, b: ArmEvidence) -> tuple[float, float, float]:
+    level, name = guardrail.metric.quantile or 0.5, guardrail.name
+    ours, theirs = a.histograms.get(name, {}), b.histograms.get(name, {})
+    value = quantile(theirs, level)
+    sign = -1 if guardrail.metric.higher_is_better else 1
+    limit = guardrail.limit if guardrail.limit is not None else math.nan
+    if guardrail.margin is not None:
+        limit = (1 + sign * guardrail.margin) * quantile(ours, level)
+    fewest = sum(theirs.values())
+    if guardrail.margin is not None:
+        fewest = min(fewest, sum(ours.values()))
+    if fewest < FEWEST_VALUES or not math.isfinite(limit):
+        return value, limit, math.nan
+    if guardrail.limit is not None:
+        p = below_limit_p(theirs, level, limit) if sign < 0 else above_limit_p(theirs, level, limit)
+    elif sign < 0:
+        # Ours above theirs / (1 - margin): a margin of 1 or more lets everything pass.
+        keep = 1 - (guardrail.margin or 0.0)
+        p = above_factor_p(theirs, ours, level, 1 / keep) if keep > 0 else 1.0
+    else:
+        p = above_factor_p(ours, theirs, level, 1 + (guardrail.margin or 0.0))
+    return value, limit, p
+
+
+def _mean(
+    guardrail: GuardrailPolicy, ours: ArmStats, theirs: ArmStats, tuning_n: float
+) -> tuple[float, float, float]:
+    sign = -1 if guardrail.metric.higher_is_better else 1
+    if guardrail.limit is not None:
+        limit, p = guardrail.limit, _over_limit_p(guardrail, theirs, tuning_n)
+        return theirs.mean, limit, p
+    # Worse by the margin of the champion's size: whatever the sign of its mean.
+    allowed = 1 + sign * (guardrail.margin or 0.0) * math.copysign(1, ours.mean or 1.0)
+    limit = allowed * ours.mean
+    if min(ours.n, theirs.n) < FEWEST_VALUES:
+        return theirs.mean, limit, math.nan
+    scaled = ArmStats(ours.n, allowed * ours.total, allowed**2 * ours.total_squares)
+    proportion = is_binary(guardrail.metric, ours, theirs) and allowed == 1
+    estimate, variance = estimate_and_variance(scaled, theirs, proportion=proportion, prior_units=PRIOR_UNITS)
+    p = above_zero_p(sign * estimate, variance, ours.n + theirs.n, alpha=guardrail.alpha, tuning_n=tuning_n)
+    # Two arms without any spread and without any difference break nothing.
+    return theirs.mean, limit, 1.0 if variance == 0 and sign * estimate <= 0 else p
+
+
+def _over_limit_p(guardrail: GuardrailPolicy, theirs: ArmStats, tuning_n: float) -> float:
+    """Exact for what lies between 0 and 1, by the sequence otherwise."""
+    limit = guardrail.limit or 0.0
+    if theirs.n == 0 or not (math.isfinite(theirs.total) and math.isfinite(theirs.total_squares)):
+        return math.nan
+    is_higher_better = guardrail.metric.higher_is_better
+    if guardrail.metric.type == "proportion" and guardrail.metric.covariate_h is None:
+        total = min(max(theirs.total, 0.0), float(theirs.n))
+        if is_higher_better:
+            return share_above_p(theirs.n - total, theirs.n, 1 - limit)
+        return share_above_p(total, theirs.n, limit)
+    if theirs.n < FEWEST_VALUES:
+        return math.nan
+    sign = -1 if is_higher_better else 1
+    variance = theirs.variance(proportion=False) / theirs.n
+    estimate = sign * (theirs.mean - limit)
+    if variance == 0:
+        return 1.0 if estimate <= 0 else math.nan
+    return above_zero_p(estimate, variance, theirs.n, alpha=guardrail.alpha, tuning_n=tuning_n)

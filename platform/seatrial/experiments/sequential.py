@@ -192,3 +192,30 @@ def _sequence(estimate: float, variance: float, n: int, alpha: float, tuning_n: 
 def _is_near_zero(mean: float, variance: float, alpha: float) -> bool:
     """Whether the mean's plain two-standard-error interval holds zero; then a ratio to it means nothing."""
     return abs(mean) <= 2 * math.sqrt(variance) or mean == 0
+
+
+def estimate_and_variance(
+    control: ArmStats, treatment: ArmStats, *, proportion: bool = False, prior_units: float = 0.0
+) -> tuple[float, float]:
+    """Treatment minus control, and the variance of that difference; NaN when it cannot be known yet."""
+    if not control.n or not treatment.n:
+        return math.nan, math.nan
+    spreads = _variances(control, treatment, proportion, prior_units)
+    return treatment.mean - control.mean, spreads[0] / control.n + spreads[1] / treatment.n
+
+
+def above_zero_p(estimate: float, variance: float, n: int, *, alpha: float, tuning_n: float) -> float:
+    """Anytime-valid p-value of "the truth is at most zero", tightest at ``alpha`` and ``tuning_n`` units.
+
+    The one-sided sequence of the paper (its appendix on one-sided sequences): the lower bound lies
+    sqrt(s² 2 (n rho² + 1) / (n rho)² log(1 + sqrt(n rho² + 1) / (2 alpha))) below the estimate, solved here
+    for the alpha at which it touches zero. NaN when the variance is not known.
+    """
+    if not (math.isfinite(estimate) and math.isfinite(variance)) or variance <= 0:
+        return math.nan
+    if estimate <= 0:
+        return 1.0
+    scale = rho(min(1.0, 2 * alpha), tuning_n)
+    grown = n * scale**2 + 1
+    exponent = (estimate * n * scale) ** 2 / (2 * n * variance * grown)
+    return min(1.0, math.sqrt(grown) / 2 / math.expm1(exponent)) if exponent < 700 else 0.0

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from seatrial.experiments.assignment import TrialTable
 from seatrial.experiments.evidence import Evidence
-from seatrial.experiments.verdict import Judgement, VerdictName
+from seatrial.experiments.judgement import Judgement, VerdictName
+from seatrial.experiments.policy import TrialPolicy
+from seatrial.experiments.verdict import judge
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -112,3 +114,18 @@ class Look:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON for the audit record."""
         return {**asdict(self), "judgement": self.judgement.to_json()}
+
+
+def look_at(trial: Trial, evidence: Evidence, now: float) -> Judgement:
+    """The judgement of the trial's own policy."""
+    policy = TrialPolicy.from_json(trial.policy)
+    shares = {arm.name: arm.weight for arm in trial.table.arms}
+    return judge(
+        policy,
+        shares,
+        trial.opened_at,
+        evidence,
+        now,
+        started=len(trial.challengers),
+        is_reweighted=trial.table.bucket_version > 0,
+    )

@@ -1,124 +1,39 @@
 """When a trial ends, and how.
 
-The order is fixed: sample ratio, guardrails, minimum n, primary metric, deadline. What is missing or not a
-number never promotes: it waits, and the deadline ends it as inconclusive.
+The order is fixed: sample ratio, guardrails, minimum n, primary metric, deadline. What is missing, old or not
+a number never promotes: it waits, and the deadline ends it as inconclusive.
+
+Of several challengers each is compared with the champion at alpha over the number that started, so that the
+probability of any wrong decision of the metric is at most alpha (Bonferroni). A loser leaves while others go
+on; of several winners the larger estimate wins.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from seatrial.experiments.evidence import ArmEvidence, Evidence, finite
-from seatrial.experiments.guardrails import share_above_p
-from seatrial.experiments.sequential import PRIOR_UNITS, UNDEFINED, Comparison, compare, compare_ratio
+from seatrial.experiments import bandit, group_sequential
+from seatrial.experiments.evidence import ArmEvidence, Evidence
+from seatrial.experiments.guardrails import ERRORS, FEWEST_VALUES, errors, watch
+from seatrial.experiments.judgement import ArmJudgement, Judgement, VerdictName
+from seatrial.experiments.metrics import compare_metric, is_binary, stats_by_arm
+from seatrial.experiments.policy import BUILT_IN, GroupSequential, Thompson, TrialPolicy
+from seatrial.experiments.sequential import (
+    PRIOR_UNITS,
+    UNDEFINED,
+    ArmStats,
+    Comparison,
+    estimate_and_variance,
+)
 from seatrial.experiments.srm import sample_ratio_p
 
-# Units with a value that each arm must have before the metric may decide.
-FEWEST_VALUES = 20
+__all__ = ["ArmJudgement", "Judgement", "TrialPolicy", "VerdictName", "judge"]
 
-VerdictName = Literal["promote", "roll_back", "inconclusive", "invalid", "superseded"]
-
-
-@dataclass(frozen=True)
-class TrialPolicy:
-    """The rules of one trial: `trial:` of a service, taken when the trial opened."""
-
-    metric: str
-    proportion: bool
-    higher_is_better: bool
-    missing_counts_zero: bool
-    alpha: float
-    minimum_units: int
-    tuning_units: int
-    sample_ratio_alpha: float
-    deadline_s: float
-    minimum_duration_s: float
-    max_error_share: float
-    guardrail_alpha: float
-
-    @classmethod
-    def from_json(cls, section: Mapping[str, Any]) -> TrialPolicy:
-        """The policy from a `TrialSection` as JSON."""
-        metric = section["metric"]
-        return cls(
-            metric=metric["name"],
-            proportion=metric["type"] == "proportion",
-            higher_is_better=metric["higher_is_better"],
-            missing_counts_zero=metric["missing"] == "zero",
-            alpha=section["alpha"],
-            minimum_units=section["minimum_units"],
-            tuning_units=section["tuning_units"] or section["minimum_units"],
-            sample_ratio_alpha=section["sample_ratio_alpha"],
-            deadline_s=section["deadline_h"] * 3600,
-            minimum_duration_s=section["minimum_duration_s"],
-            max_error_share=section["max_error_share"],
-            guardrail_alpha=section["guardrail_alpha"],
-        )
-
-
-@dataclass(frozen=True)
-class GuardrailResult:
-    """One guardrail of one challenger: the ``value`` seen, its ``limit``, and whether ``p`` breaks it."""
-
-    name: str
-    value: float
-    limit: float
-    p: float
-    breached: bool
-
-
-@dataclass(frozen=True)
-class ArmJudgement:
-    """What one look found of one challenger."""
-
-    difference: Comparison
-    lift: Comparison
-    failures_p: float
-    guardrails: tuple[GuardrailResult, ...] = ()
-    best_probability: float | None = None
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """One look at a trial. ``verdict`` is None while it goes on; then ``reason`` says what is missing.
-
-    ``difference`` (treatment minus control) decides. ``lift`` is the same relative to the control, for
-    reading; its interval leaves zero together with the difference's. It is undefined where the control's
-    mean is not told apart from zero, which must not keep a challenger that answers from beating a champion
-    that never does.
-    """
-
-    verdict: VerdictName | None
-    reason: str
-    srm_p: float
-    failures_p: float
-    difference: Comparison
-    lift: Comparison
-    arm: str | None = None
-    """The challenger that won."""
-    arms: Mapping[str, ArmJudgement] = field(default_factory=dict)
-    drop: Mapping[str, str] = field(default_factory=dict)
-    """Challengers that are to be taken out while others go on, and why."""
-    weights: Mapping[str, float] | None = None
-    """The shares that a bandit wants now."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON; numbers that are not finite become null."""
-        result: dict[str, Any] = finite(asdict(self))
-        return result
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Judgement:
-        """The inverse of :meth:`to_json`."""
-        srm_p, failures_p = (_number(value[name]) for name in ("srm_p", "failures_p"))
-        difference, lift = (
-            Comparison(**{key: _number(each) for key, each in value[name].items()})
-            for name in ("difference", "lift")
-        )
-        return cls(value["verdict"], value["reason"], srm_p, failures_p, difference, lift)
+# Older evidence promotes nobody.
+STALE_S = 600.0
 
 
 def judge(
@@ -129,88 +44,226 @@ def judge(
     now: float,
     *,
     control: str = "champion",
-    treatment: str = "challenger",
+    started: int | None = None,
+    is_reweighted: bool = False,
 ) -> Judgement:
-    """Look at a trial whose arms were planned to hold ``shares`` of its units."""
-    a, b = evidence.arm(control), evidence.arm(treatment)
+    """Look at a trial whose arms were planned to hold ``shares`` of its units.
+
+    ``started`` is the number of challengers that the trial began with, those here by default. Once weights
+    have moved, units came under several splits, and the sample ratio is not tested any more.
+    """
     counts = [evidence.arm(name).assigned_units for name in shares]
-    srm_p = sample_ratio_p(counts, list(shares.values()))
-    failures_p = share_above_p(b.unanswered, b.assigned_units, policy.max_error_share)
-    difference, lift = _compare(a, b, policy)
-    verdict, reason = _decide(policy, a, b, srm_p, failures_p, difference, now - opened_at)
-    return Judgement(verdict, reason, srm_p, failures_p, difference, lift)
-
-
-def _decide(
-    policy: TrialPolicy,
-    a: ArmEvidence,
-    b: ArmEvidence,
-    srm_p: float,
-    failures_p: float,
-    difference: Comparison,
-    age_s: float,
-) -> tuple[VerdictName | None, str]:
+    srm_p = 1.0 if is_reweighted else sample_ratio_p(counts, list(shares.values()))
+    names = tuple(name for name in shares if name != control)
+    look = _Look(policy, shares, evidence, now - opened_at, now, control, names, started or len(names))
+    found = look.judgement()
     if srm_p <= policy.sample_ratio_alpha:
-        counts = f"{a.assigned_units} and {b.assigned_units} units"
-        return "invalid", f"sample ratio: {counts} do not fit the split (p = {srm_p:.2g})"
-    if failures_p <= policy.guardrail_alpha:
-        counts = f"{b.failures} of {b.requests} requests failed and {b.fallbacks} fell back"
-        return "roll_back", f"guardrail: {b.name}: {counts}: over max_error_share {policy.max_error_share:g}"
-    waiting = _waiting_for(policy, a, b, difference, age_s)
-    if waiting is None and difference.low > 0:
-        return _won(policy.higher_is_better, policy.metric, difference)
-    if waiting is None and difference.high < 0:
-        return _won(not policy.higher_is_better, policy.metric, difference)
-    waiting = waiting or f"{policy.metric}: the interval {_interval(difference)} still holds zero"
-    if age_s >= policy.deadline_s:
-        return "inconclusive", f"deadline after {policy.deadline_s / 3600:g} h: {waiting}"
-    return None, waiting
+        told = " and ".join(map(str, counts))
+        reason = f"sample ratio: {told} units do not fit the split (p = {srm_p:.2g})"
+        found = replace(found, verdict="invalid", reason=reason, arm=None, drop={}, weights=None)
+    return replace(found, srm_p=srm_p)
 
 
-def _waiting_for(
-    policy: TrialPolicy, a: ArmEvidence, b: ArmEvidence, difference: Comparison, age_s: float
-) -> str | None:
-    """What must come before the metric may decide; None when nothing is missing."""
-    units = a.exposed_units + b.exposed_units
-    if units < policy.minimum_units:
-        return f"{units} of {policy.minimum_units} units"
-    if age_s < policy.minimum_duration_s:
-        return f"the first {policy.minimum_duration_s:g} s are not over"
-    fewest = min(a, b, key=lambda arm: arm.stats.n)
-    if fewest.stats.n < FEWEST_VALUES:
-        return f"{fewest.stats.n} of {FEWEST_VALUES} units with a value in the {fewest.name} arm"
-    is_better = difference.low > 0 if policy.higher_is_better else difference.high < 0
-    silent = next((arm.name for arm in (b, a) if arm.outcomes == 0), None)
-    if is_better and silent:
-        # Silence may mean zero, as with complaints, or that outcomes are lost: it does not promote.
-        return f"no outcome {policy.metric} in the {silent} arm"
-    return None if difference.is_defined else f"{policy.metric}: no interval from these values"
+@dataclass(frozen=True)
+class _Look:
+    """One look: everything that the rules are applied to."""
 
+    policy: TrialPolicy
+    shares: Mapping[str, float]
+    evidence: Evidence
+    age_s: float
+    now: float
+    control: str
+    challengers: tuple[str, ...]
+    started: int
+    stats: Mapping[str, ArmStats] = field(init=False)
 
-def _won(is_promotion: bool, metric: str, difference: Comparison) -> tuple[VerdictName, str]:
-    side = "better" if is_promotion else "worse"
-    shown = f"difference {difference.estimate:+.4g} in {_interval(difference)}"
-    return ("promote" if is_promotion else "roll_back"), f"{metric}: the challenger is {side}, {shown}"
+    def __post_init__(self) -> None:
+        primary = self.policy.metric
+        object.__setattr__(self, "stats", stats_by_arm(primary, self.evidence, primary.name))
 
+    def judgement(self) -> Judgement:
+        """What the guardrails, the metric and the deadline say, in this order."""
+        arms = {name: self._arm(name) for name in self.challengers}
+        out = {name: why for name, found in arms.items() if (why := self._broken(name, found))}
+        rest = [name for name in self.challengers if name not in out]
+        waiting = {name: self._waiting_for(name, arms[name]) for name in rest}
+        drops = [name for name in rest if waiting[name] is None and self._side(arms[name]) < 0]
+        out |= {name: self._told(name, arms[name], "worse") for name in drops}
+        wins = [name for name in rest if waiting[name] is None and self._side(arms[name]) > 0]
+        is_taken = any(why is None for why in waiting.values())
+        look = self.planned_look if is_taken else None
+        leader = self._leader(arms, wins or [name for name in rest if name not in out] or list(arms))
+        shown = arms[leader]
+        found = Judgement(
+            None, "", math.nan, shown.failures_p, shown.difference, shown.lift, arms=arms, look=look
+        )
+        if len(out) == len(arms):
+            return replace(found, verdict="roll_back", reason="; ".join(out.values()))
+        if wins:
+            reason = self._told(leader, shown, "better")
+            return replace(found, verdict="promote", reason=reason, arm=leader, drop={})
+        told = self._still(leader, shown, waiting[leader])
+        return self._at_the_end(replace(found, reason=told, drop=out, weights=self._weights(arms)), leader)
 
-def _compare(a: ArmEvidence, b: ArmEvidence, policy: TrialPolicy) -> tuple[Comparison, Comparison]:
-    """Difference and lift."""
-    if not all(map(math.isfinite, (a.stats.total, b.stats.total))):
-        return UNDEFINED, UNDEFINED
-    # Units with several requests hold shares between 0 and 1, which vary less than p (1 - p).
-    is_binary = all(math.isclose(arm.stats.total, arm.stats.total_squares) for arm in (a, b))
-    settings: dict[str, Any] = {
-        "alpha": policy.alpha,
-        "tuning_n": policy.tuning_units,
-        "proportion": policy.proportion and is_binary,
-        "prior_units": PRIOR_UNITS,
-    }
-    difference = compare(a.stats, b.stats, relative=False, **settings)
-    return difference, compare_ratio(a.stats, b.stats, **settings)
+    @property
+    def planned_look(self) -> int | None:
+        """The number of the planned look that is due now."""
+        return len(self.evidence.looks) + 1 if isinstance(self.policy.decision, GroupSequential) else None
 
+    def _at_the_end(self, found: Judgement, leader: str) -> Judgement:
+        decision = self.policy.decision
+        is_spent = isinstance(decision, GroupSequential) and (
+            (found.look or 0) >= decision.looks or len(self.evidence.looks) >= decision.looks
+        )
+        if is_spent:
+            return replace(found, verdict="inconclusive", reason=f"last planned look: {found.reason}")
+        if self.age_s < self.policy.deadline_s:
+            return found
+        hours = f"deadline after {self.policy.deadline_s / 3600:g} h"
+        if isinstance(decision, Thompson) and decision.promote_at is not None:
+            best = found.arms[leader].best_probability or 0.0
+            if self._missing(leader, found.arms[leader]) is None and best >= decision.promote_at:
+                reason = f"{hours}: {leader} is best with probability {best:.3f}"
+                return replace(found, verdict="promote", reason=reason, arm=leader, drop={}, weights=None)
+        return replace(found, verdict="inconclusive", reason=f"{hours}: {found.reason}", weights=None)
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+    def _arm(self, name: str) -> ArmJudgement:
+        a, b = self.evidence.arm(self.control), self.evidence.arm(name)
+        difference, lift = self._compared(a, b)
+        always = errors(self.policy, b)
+        others = (
+            watch(each, a, b, stats_by_arm(each.metric, self.evidence, self.policy.metric.name),
+                  self.policy.tuning_units)
+            for each in self.policy.guardrails
+        )  # fmt: skip
+        return ArmJudgement(difference, lift, always.p, (always, *others), self._best.get(name))
+
+    def _compared(self, a: ArmEvidence, b: ArmEvidence) -> tuple[Comparison, Comparison]:
+        policy = self.policy
+        alpha = policy.alpha / self.started
+        difference, lift = compare_metric(
+            policy.metric, a, b, self.stats, alpha=alpha, tuning_n=policy.tuning_units
+        )
+        plan = policy.decision
+        if not isinstance(plan, GroupSequential):
+            return difference, lift
+        number = len(self.evidence.looks) + 1
+        if number > plan.looks or self.evidence.units <= max(self.evidence.looks, default=0):
+            return UNDEFINED, UNDEFINED
+        binary = is_binary(policy.metric, self.stats[a.name], self.stats[b.name])
+        estimate, variance = estimate_and_variance(
+            self.stats[a.name], self.stats[b.name], proportion=binary, prior_units=PRIOR_UNITS
+        )
+        at_look = group_sequential.compare_at_look(
+            plan, self.evidence.looks, self.evidence.units, estimate, variance, alpha
+        )
+        mean = abs(self.stats[a.name].mean)
+        if not at_look.is_defined or not lift.is_defined:
+            return at_look, UNDEFINED
+        low, high = at_look.low / mean, at_look.high / mean
+        relative = Comparison(at_look.estimate / mean, low, high, at_look.p_value)
+        return at_look, relative
+
+    @cached_property
+    def _best(self) -> Mapping[str, float]:
+        """Probabilities of being best, where the trial is for reward."""
+        if not isinstance(self.policy.decision, Thompson):
+            return {}
+        return bandit.best_probabilities(
+            self.stats,
+            higher_is_better=self.policy.metric.higher_is_better,
+            binary=is_binary(self.policy.metric, *self.stats.values()),
+        )
+
+    def _weights(self, arms: Mapping[str, ArmJudgement]) -> Mapping[str, float] | None:
+        plan = self.policy.decision
+        if not isinstance(plan, Thompson):
+            return None
+        if any(self._missing(name, found) for name, found in arms.items()):
+            return None
+        return bandit.wanted_weights(plan, self.shares, self._best)
+
+    def _broken(self, name: str, found: ArmJudgement) -> str | None:
+        """The guardrail that the challenger breaks, told to a person."""
+        broken = next((each for each in found.guardrails if each.breached), None)
+        if broken is None:
+            return None
+        b = self.evidence.arm(name)
+        if broken.name == ERRORS:
+            counts = f"{b.failures} of {b.requests} requests failed and {b.fallbacks} fell back"
+            return f"guardrail: {name}: {counts}: over max_error_share {broken.limit:g}"
+        return f"guardrail: {name}: {broken.name} {broken.value:.4g} is beyond {broken.limit:.4g}"
+
+    def _waiting_for(self, name: str, found: ArmJudgement) -> str | None:
+        """What must come before the metric may decide on a challenger; None when nothing is missing."""
+        missing = self._missing(name, found)
+        if missing is not None:
+            return missing
+        plan = self.policy.decision
+        if isinstance(plan, Thompson):
+            best = ", ".join(f"{arm} {share:.3f}" for arm, share in self._best.items())
+            return f"{self.policy.metric.name}: probability of being best: {best}"
+        if isinstance(plan, GroupSequential):
+            number = len(self.evidence.looks) + 1
+            if number > plan.looks:
+                return f"all {plan.looks} planned looks are taken"
+            due = math.ceil(group_sequential.due_at(plan, number))
+            if self.evidence.units < due:
+                return f"look {number} of {plan.looks} at {due} units: {self.evidence.units} so far"
+        if not found.difference.is_defined:
+            return f"{self.policy.metric.name}: no interval from these values"
+        return None
+
+    def _missing(self, name: str, found: ArmJudgement) -> str | None:
+        policy, evidence = self.policy, self.evidence
+        units = evidence.units
+        if units < policy.minimum_units:
+            return f"{units} of {policy.minimum_units} units"
+        if self.age_s < policy.minimum_duration_s:
+            return f"the first {policy.minimum_duration_s:g} s are not over"
+        fewest = min((self.control, name), key=lambda arm: self.stats[arm].n)
+        if self.stats[fewest].n < FEWEST_VALUES:
+            return f"{self.stats[fewest].n} of {FEWEST_VALUES} units with a value in the {fewest} arm"
+        if self._side(found) <= 0 and not isinstance(policy.decision, Thompson):
+            return None
+        # What follows keeps back a promotion, and only that.
+        old_s = self.now - evidence.taken_at
+        if not old_s <= STALE_S:
+            return f"the evidence is {old_s:.0f} s old"
+        silent = next((arm for arm in (name, self.control) if evidence.arm(arm).outcomes == 0), None)
+        if silent and policy.metric.name not in BUILT_IN:
+            # Silence may mean zero, as with complaints, or that outcomes are lost: it does not promote.
+            return f"no outcome {policy.metric.name} in the {silent} arm"
+        mute = next((each for each in found.guardrails if math.isnan(each.p)), None)
+        return None if mute is None else f"guardrail {mute.name}: too few values to speak"
+
+    def _side(self, found: ArmJudgement) -> int:
+        """1 when the challenger is shown to be better, -1 worse, 0 neither."""
+        if not found.difference.is_defined:
+            return 0
+        sign = 1 if self.policy.metric.higher_is_better else -1
+        return sign * ((found.difference.low > 0) - (found.difference.high < 0))
+
+    def _leader(self, arms: Mapping[str, ArmJudgement], names: list[str]) -> str:
+        sign = 1 if self.policy.metric.higher_is_better else -1
+
+        def standing(name: str) -> float:
+            estimate = sign * arms[name].difference.estimate
+            return -math.inf if math.isnan(estimate) else estimate
+
+        return max(names, key=standing)
+
+    def _still(self, name: str, found: ArmJudgement, waiting: str | None) -> str:
+        said = waiting or (
+            f"{self.policy.metric.name}: the interval {_interval(found.difference)} still holds zero"
+        )
+        return said if len(self.challengers) == 1 else f"{name}: {said}"
+
+    def _told(self, name: str, found: ArmJudgement, side: str) -> str:
+        who = "the challenger" if len(self.challengers) == 1 and self.started == 1 else name
+        shown = f"difference {found.difference.estimate:+.4g} in {_interval(found.difference)}"
+        return f"{self.policy.metric.name}: {who} is {side}, {shown}"
 
 
 def _interval(comparison: Comparison) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from seatrial.experiments.evidence import ArmEvidence, Evidence
+from seatrial.experiments.judgement import Judgement, VerdictName
 from seatrial.experiments.trial import CHAMPION, PREVIOUS, Decision, Look, Trial
-from seatrial.experiments.verdict import Judgement, TrialPolicy, VerdictName, judge
 from seatrial.reconcile.actions import (
     Action,
     AddLook,
@@ -24,13 +24,6 @@ PERSON = "a person, through the registry"
 LOOK_GROWTH = 0.02
 
 
-def look_at(trial: Trial, evidence: Evidence, now: float) -> Judgement:
-    """The judgement of the trial's own policy."""
-    policy = TrialPolicy.from_json(trial.policy)
-    shares = {arm.name: arm.weight for arm in trial.table.arms}
-    return judge(policy, shares, trial.opened_at, evidence, now)
-
-
 def end_or_look(view: View, trial: Trial, evidence: Evidence, judgement: Judgement) -> list[Action]:
     """Decide the trial if it is time, else keep a look when there is something new to see."""
     look = AddLook(
@@ -40,7 +33,9 @@ def end_or_look(view: View, trial: Trial, evidence: Evidence, judgement: Judgeme
     ended = _ended(view, trial, judgement)
     last = view.observed.last_look_units
     if ended is None:
-        is_new = evidence.units > max(last, last * (1 + LOOK_GROWTH))
+        # A planned look is always kept: the next one counts on it.
+        is_planned = judgement.look is not None and evidence.units > last
+        is_new = is_planned or evidence.units > max(last, last * (1 + LOOK_GROWTH))
         return [look] if is_new else []
     verdict, reason, actor = ended
     decision = Decision(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seatrial.reconcile.closing import look_at
+from seatrial.experiments.trial import look_at
 from seatrial.reconcile.view import View
 from seatrial.reconcile.world import Phase
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from seatrial.experiments.trial import PREVIOUS, Trial
+from seatrial.experiments.trial import PREVIOUS, Trial, look_at
 from seatrial.reconcile.actions import Action, ChangeTrial, Decide, MoveAlias, PutApps, PutState, TagVersion
-from seatrial.reconcile.closing import end_or_look, look_at, move_aliases, no_evidence, record
+from seatrial.reconcile.closing import end_or_look, move_aliases, no_evidence, record
 from seatrial.reconcile.describe import phase_and_message
 from seatrial.reconcile.opening import open_trial
 from seatrial.reconcile.steering import steer

@@ -1,0 +1,163 @@
+"""Planned looks: how far the standardised difference must go at each so that all together err with alpha.
+
+Armitage, McPherson and Rowe, "Repeated significance tests on accumulating data" (JRSS A 132, 1969): the
+density of the sum that has not crossed yet is carried from look to look by numerical integration. Boundaries:
+Pocock (Biometrika 64, 1977), O'Brien and Fleming (Biometrics 35, 1979), and alpha-spending of either shape by
+Lan and DeMets (Biometrika 70, 1983, equations 3 and 4). Looks that come at other times than planned spend
+what the plan spends at that look (Slud and Wei, JASA 77, 1982), whatever the increments of information.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special
+
+from seatrial.experiments.policy import BoundaryName, GroupSequential
+from seatrial.experiments.sequential import UNDEFINED, Comparison
+
+Array = NDArray[np.float64]
+_FEWEST_NODES = 64
+_HIGHEST_Z = 12.0
+
+
+def constant(boundary: BoundaryName, looks: int, alpha: float) -> float:
+    """The final z of ``looks`` even looks, by which Pocock's and O'Brien and Fleming's tables go."""
+    times = tuple((k + 1) / looks for k in range(looks))
+    return z_bounds(boundary, looks, times, alpha)[-1]
+
+
+@lru_cache(maxsize=4096)
+def z_bounds(boundary: BoundaryName, looks: int, times: tuple[float, ...], alpha: float) -> tuple[float, ...]:
+    """The bound on |z| at each of the looks taken at ``times``, shares of the planned units.
+
+    The last planned look spends what is left. One that comes at 1 or later before it does so too.
+
+    Raises:
+        ValueError: more times than planned looks, times that do not grow, or alpha out of range.
+    """
+    if len(times) > looks:
+        raise ValueError(f"looks: {len(times)} taken of {looks} planned: plan more looks before the trial")
+    if not 0 < alpha < 1 or any(b <= a for a, b in zip((0.0, *times), times, strict=False)):
+        raise ValueError(f"times {times}, alpha {alpha}: give growing times above 0 and alpha in (0, 1)")
+    found: list[float] = []
+    walk = _Walk()
+    for number, time in enumerate(times, start=1):
+        is_last = number == looks or time >= 1.0
+        spent = alpha if is_last else _spent(boundary, looks, number, time, alpha)
+        z = walk.bound_for(time, spent)
+        walk.step(time, z)
+        found.append(z)
+    return tuple(found)
+
+
+def due_at(plan: GroupSequential, number: int) -> float:
+    """Exposed units at which planned look ``number``, from 1, is to be taken."""
+    return plan.units * number / plan.looks
+
+
+def compare_at_look(
+    plan: GroupSequential, taken: Sequence[int], units: int, estimate: float, variance: float, alpha: float
+) -> Comparison:
+    """The difference with its repeated confidence interval at a look at ``units`` after those ``taken``.
+
+    The interval holds at all planned looks together, and the p-value is the least alpha whose interval leaves
+    zero (Jennison and Turnbull, JRSS B 51, 1989).
+
+    Raises:
+        ValueError: the looks exceed the plan.
+    """
+    times = tuple(each / plan.units for each in (*taken, units))
+    z_bound = z_bounds(plan.boundary, plan.looks, times, alpha)[-1]
+    if not (math.isfinite(estimate) and math.isfinite(variance)) or variance <= 0:
+        return UNDEFINED
+    half = z_bound * math.sqrt(variance)
+    p = _repeated_p(plan, times, abs(estimate) / math.sqrt(variance))
+    return Comparison(estimate, estimate - half, estimate + half, p)
+
+
+def _repeated_p(plan: GroupSequential, times: tuple[float, ...], z: float) -> float:
+    low, high = math.log(1e-10), math.log(0.999)
+
+    def beyond(log_alpha: float) -> float:
+        return z_bounds(plan.boundary, plan.looks, times, math.exp(log_alpha))[-1] - z
+
+    if beyond(high) > 0:
+        return 1.0
+    return math.exp(low) if beyond(low) < 0 else math.exp(optimize.brentq(beyond, low, high, xtol=1e-3))
+
+
+def _spent(boundary: BoundaryName, looks: int, number: int, time: float, alpha: float) -> float:
+    """Alpha that may have been spent by look ``number`` at ``time``."""
+    if boundary == "lan_demets_pocock":
+        return alpha * math.log(1 + (math.e - 1) * time)
+    if boundary == "lan_demets_obrien_fleming":
+        return float(2 * special.ndtr(special.ndtri(alpha / 2) / math.sqrt(time)))
+    return _planned(boundary, looks, alpha)[number - 1]
+
+
+@lru_cache(maxsize=1024)
+def _planned(boundary: BoundaryName, looks: int, alpha: float) -> tuple[float, ...]:
+    """Alpha that is spent by each of ``looks`` even looks whose bounds have the boundary's shape."""
+    times = [(k + 1) / looks for k in range(looks)]
+    power = 0.5 if boundary == "obrien_fleming" else 0.0
+
+    def spending(c: float) -> tuple[float, ...]:
+        walk, found = _Walk(), []
+        for time in times:
+            walk.step(time, c * (1 / time) ** power)
+            found.append(walk.spent)
+        return tuple(found)
+
+    c = optimize.brentq(lambda c: spending(c)[-1] - alpha, 0.0, _HIGHEST_Z, xtol=1e-7)
+    return spending(c)
+
+
+class _Walk:
+    """Brownian motion that has stayed within its bounds: its density at nodes, and alpha spent so far."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+        self.spent = 0.0
+        self.nodes: Array = np.zeros(1)
+        self.mass: Array = np.ones(1)  # (nodes,) density times quadrature weight
+
+    def crossing(self, time: float, z: float) -> float:
+        """Probability to be beyond ``z`` at ``time`` for the first time."""
+        spread, edge = math.sqrt(time - self.time), z * math.sqrt(time)
+        tails = special.ndtr((self.nodes - edge) / spread) + special.ndtr((-self.nodes - edge) / spread)
+        return float(self.mass @ tails)
+
+    def bound_for(self, time: float, spent: float) -> float:
+        """The z at ``time`` with which ``spent`` will have been spent."""
+        wanted = spent - self.spent
+        if wanted <= 1e-14:
+            return _HIGHEST_Z
+        if self.crossing(time, 0.0) <= wanted:
+            return 0.0
+        found: float = optimize.brentq(
+            lambda z: self.crossing(time, z) - wanted, 0.0, _HIGHEST_Z, xtol=1e-9, rtol=1e-12
+        )
+        return found
+
+    def step(self, time: float, z: float) -> None:
+        """Go on to ``time`` within ``z``."""
+        self.spent += self.crossing(time, z)
+        spread, edge = math.sqrt(time - self.time), z * math.sqrt(time)
+        # Kernels as narrow as the step must be resolved: some nodes for each of their widths.
+        count = min(2000, max(_FEWEST_NODES, math.ceil(12 * edge / spread)))
+        unit, weights = _legendre(count)
+        nodes = edge * unit
+        kernel = np.exp(-0.5 * ((nodes[:, None] - self.nodes[None, :]) / spread) ** 2)
+        density = kernel @ self.mass / (spread * math.sqrt(2 * math.pi))
+        self.nodes, self.mass, self.time = nodes, density * weights * edge, time
+
+
+@lru_cache(maxsize=256)
+def _legendre(count: int) -> tuple[Array, Array]:
+    nodes, weights = np.polynomial.legendre.leggauss(count)
+    return nodes, weights
