@@ -125,9 +125,18 @@ def latest(run_id: str, *, uri: str | None = None) -> dict[str, tuple[int, float
 @_retryable
 def look(run_id: str, *, uri: str | None = None) -> tuple[dict[str, tuple[int, float]], dict[str, str]]:
     """The last step and value of every metric, and the tags, in one request."""
+    metrics, tags = look_at(run_id, uri=uri)
+    return {key: (point.step, point.value) for key, point in metrics.items()}, tags
+
+
+@_retryable
+def look_at(run_id: str, *, uri: str | None = None) -> tuple[dict[str, Point], dict[str, str]]:
+    """The last point of every metric, and the tags, in one request."""
     data = _client(uri).get_run(run_id).data
-    metrics = {metric.key: (int(metric.step), float(metric.value)) for metric in data.to_proto().metrics}
-    return metrics, dict(data.tags)
+    last = {
+        m.key: Point(m.key, float(m.value), int(m.step), int(m.timestamp)) for m in data.to_proto().metrics
+    }
+    return last, dict(data.tags)
 
 
 @_retryable
