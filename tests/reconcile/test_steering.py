@@ -157,6 +157,14 @@ def test_a_shadow_sees_traffic_once_it_is_ready_and_is_in_no_trial(sim):
     assert sim.traffic["shadow"] is None  # the champion needs no copy
 
 
+def test_replicas_are_told_with_what_a_refusal_begins(make_sim):
+    for phrases in ([], ["I cannot"]):
+        sim = make_sim(refusal_phrases=phrases)
+        sim.aliases["champion"] = "1"
+        sim.run()
+        assert sim.traffic.get("refusal_phrases", []) == phrases
+
+
 def test_a_shadow_that_cannot_be_loaded_is_said_and_changes_nothing(sim):
     sim.aliases |= {"champion": "1", "shadow": "3"}
     sim.broken.add("3")

@@ -99,10 +99,12 @@ def _traffic(view: View, target: str) -> dict[str, Any]:
         if view.is_ready(version) or (version in view.carried and not view.blocker(version))
     }
     trial = shown_trial(view, target)
+    phrases = list(view.desired.config["trial"].get("refusal_phrases") or ())
     return {
         "aliases": {**aliases, CHAMPION: target},
         "trial": None if trial is None else trial.table.to_json(),
         "shadow": _shadow(view, target),
+        **({"refusal_phrases": phrases} if phrases else {}),
     }
 
 
