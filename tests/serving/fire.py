@@ -18,6 +18,7 @@ import httpx
 import psutil
 from mlflow import MlflowClient
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import text
 
 from seatrial.registry import versions
 from seatrial.store import Store
@@ -126,6 +127,12 @@ class Fire:
     def aliases(self) -> dict[str, str]:
         """All aliases of the service."""
         return dict(self.client.get_registered_model(SERVICE).aliases)
+
+    def exposures(self, arm: str) -> int:
+        """Rows of the store."""
+        statement = text("select count(*) from exposures where arm = :arm")
+        with self.store.engine.connect() as connection:
+            return int(connection.execute(statement, {"arm": arm}).scalar_one())
 
     def metrics(self, name: str) -> list[tuple[dict[str, str], float]]:
         """The samples of a metric as Prometheus would read them from Ray's agent: labels and value."""

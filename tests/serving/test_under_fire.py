@@ -58,21 +58,20 @@ def test_answers_and_exposures_outlive_the_stores_absence(fire: Fire) -> None:
     assert running.wrong(fire.texts) == []
 
 
-def test_prometheus_reads_each_arm_from_rays_agent(fire: Fire) -> None:
-    tokens = load.TOKENS
-    for arm in ("champion", "challenger"):
-        labels = {"service": SERVICE, "arm": arm}
+@pytest.mark.parametrize("arm", ["champion", "challenger"])
+def test_prometheus_reads_each_arm_from_rays_agent(fire: Fire, arm: str) -> None:
+    def total(name: str, **more: str) -> float:
+        labels = {"service": SERVICE, "arm": arm, **more}
+        found = fire.metrics(f"ray_seatrial_{name}")
+        return sum(value for has, value in found if labels.items() <= has.items())
 
-        def total(name: str, labels: dict[str, str] = labels, **more: str) -> float:
-            found = fire.metrics(f"ray_seatrial_{name}")
-            return sum(value for has, value in found if (labels | more).items() <= has.items())
-
-        stage.wait_until(lambda: total("requests_total", status="2xx") > 10, 40, f"requests of {arm}")
-        answered = total("requests_total", status="2xx")
-        assert total("errors_total") == total("requests_total", status="5xx") == 0
-        assert total("latency_seconds_count") == total("time_to_first_token_seconds_count") == answered
-        assert total("completion_tokens_total") == answered * tokens
-        assert total("prompt_tokens_total") > answered
+    answered = fire.exposures(arm)
+    assert answered > 10
+    stage.wait_until(lambda: total("requests_total", status="2xx") == answered, 40, f"{answered} requests")
+    assert total("errors_total") == total("requests_total", status="5xx") == 0
+    assert total("latency_seconds_count") == total("time_to_first_token_seconds_count") == answered
+    assert total("completion_tokens_total") == answered * load.TOKENS
+    assert total("prompt_tokens_total") > answered
     named = {found["version"] for found, _ in fire.metrics("ray_seatrial_requests_total")}
     assert named <= set(fire.made)
 
