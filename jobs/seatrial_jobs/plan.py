@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from seatrial.config.recipe import PretrainRecipe, Recipe, TrainRecipe
+from seatrial.config.tune import TuneRecipe
 from seatrial.errors import SeatrialError
 from seatrial.submission.recipes import load_recipe
 from seatrial_jobs import ledger
@@ -54,12 +55,14 @@ class Plan:
     steps: int
     batch_tokens: int
     """Places for tokens in one optimizer step."""
+    trials: int
+    """How often a search trains; 1 for every other job."""
     workers: int
     device: str
     parameters: int
     """Weights of the model, trained or not."""
     estimated_s: float | None
-    """Seconds from submission to version; ``None`` for a model whose sizes are not known."""
+    """Seconds from submission to version, trials one after the other; ``None`` without the model's sizes."""
     gpu_hours: float | None
     """GPUs times hours."""
     gpu_tflops: float | None
@@ -95,6 +98,7 @@ def plan(
         cut_responses=prepared.cut.responses,
         steps=prepared.steps,
         batch_tokens=recipe.run.batch_rows * recipe.run.seq_tokens,
+        trials=_trials(recipe),
         workers=recipe.resources.workers,
         device=device,
         parameters=shape.parameters if shape else 0,
@@ -144,11 +148,15 @@ def _estimate_s(
     per_token = shape.flops_per_token(run.seq_tokens, trains_base=trains_base)
     tokens = prepared.steps * run.batch_rows * run.seq_tokens
     measured = _measurements(recipe, prepared) * run.seq_tokens
-    flops = per_token * tokens + per_token / 3 * measured
+    flops = _trials(recipe) * (per_token * tokens + per_token / 3 * measured)
     if gpu_tflops is not None:  # sustained: all of a step is in it
         return round(START_S + flops / (gpu_tflops * 1e12 * recipe.resources.workers), 1)
     speed = matmul_flops_per_s(shape, min(run.seq_tokens * 4, 2048))
     return round(START_S + OTHER_THAN_MATMUL * flops / speed, 1)
+
+
+def _trials(recipe: Recipe) -> int:
+    return recipe.search.count if isinstance(recipe, TuneRecipe) else 1
 
 
 def _measurements(recipe: Recipe, prepared: Prepared) -> int:

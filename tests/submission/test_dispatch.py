@@ -278,6 +278,8 @@ def history(world: World, kill_at: int, *, after: bool) -> tuple[bool, dict[str,
             undo_ray()
             undo_store()
         world.now += 2.0
+        if {job.state for job in world.store.unsettled_jobs()} == {"scheduled"}:
+            break
     jobs = {job.id: (job.state, job.attempt) for job in world.store.latest_jobs()}
     return died, jobs
 

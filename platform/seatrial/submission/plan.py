@@ -64,6 +64,9 @@ def rows(plan: Mapping[str, object], config: JobsConfig | None = None) -> list[t
         ("workers", f"{plan.get('workers')} on {plan.get('device')}"),
         ("parameters", f"{_count(plan.get('parameters'))}"),
     ]
+    trials = plan.get("trials")
+    if isinstance(trials, int) and trials > 1:
+        shown.insert(3, ("trials", f"{trials} of so many steps; the estimate takes one after the other"))
     if plan.get("cut_documents"):
         lost = f"{_count(plan.get('cut_tokens'))} tokens of {_count(plan.get('cut_documents'))} documents"
         shown.insert(2, ("cut", f"{lost} longer than run.seq_tokens"))
