@@ -45,7 +45,7 @@ def z_bounds(boundary: BoundaryName, looks: int, times: tuple[float, ...], alpha
     if not 0 < alpha < 1 or any(b <= a for a, b in zip((0.0, *times), times, strict=False)):
         raise ValueError(f"times {times}, alpha {alpha}: give growing times above 0 and alpha in (0, 1)")
     found: list[float] = []
-    walk = _Walk()
+    walk = Walk()
     for number, time in enumerate(times, start=1):
         is_last = number == looks or time >= 1.0
         spent = alpha if is_last else _spent(boundary, looks, number, time, alpha)
@@ -96,7 +96,8 @@ def _spent(boundary: BoundaryName, looks: int, number: int, time: float, alpha: 
     if boundary == "lan_demets_pocock":
         return alpha * math.log(1 + (math.e - 1) * time)
     if boundary == "lan_demets_obrien_fleming":
-        return float(2 * special.ndtr(special.ndtri(alpha / 2) / math.sqrt(time)))
+        # Their one-sided function at alpha / 2 for each side, as published tables have it.
+        return float(4 * special.ndtr(special.ndtri(alpha / 4) / math.sqrt(time)))
     return _planned(boundary, looks, alpha)[number - 1]
 
 
@@ -107,7 +108,7 @@ def _planned(boundary: BoundaryName, looks: int, alpha: float) -> tuple[float, .
     power = 0.5 if boundary == "obrien_fleming" else 0.0
 
     def spending(c: float) -> tuple[float, ...]:
-        walk, found = _Walk(), []
+        walk, found = Walk(), []
         for time in times:
             walk.step(time, c * (1 / time) ** power)
             found.append(walk.spent)
@@ -117,10 +118,15 @@ def _planned(boundary: BoundaryName, looks: int, alpha: float) -> tuple[float, .
     return spending(c)
 
 
-class _Walk:
-    """Brownian motion that has stayed within its bounds: its density at nodes, and alpha spent so far."""
+class Walk:
+    """Brownian motion that has stayed within its bounds: its density at nodes, and what has left them.
 
-    def __init__(self) -> None:
+    ``drift`` is per unit of time. ``spent`` has left on either side, ``won`` above.
+    """
+
+    def __init__(self, drift: float = 0.0) -> None:
+        self.drift = drift
+        self.won = 0.0
         self.time = 0.0
         self.spent = 0.0
         self.nodes: Array = np.zeros(1)
@@ -128,9 +134,14 @@ class _Walk:
 
     def crossing(self, time: float, z: float) -> float:
         """Probability to be beyond ``z`` at ``time`` for the first time."""
+        return sum(self._tails(time, z))
+
+    def _tails(self, time: float, z: float) -> tuple[float, float]:
+        """Probabilities to be above ``z`` and below ``-z`` for the first time."""
         spread, edge = math.sqrt(time - self.time), z * math.sqrt(time)
-        tails = special.ndtr((self.nodes - edge) / spread) + special.ndtr((-self.nodes - edge) / spread)
-        return float(self.mass @ tails)
+        at = self.nodes + self.drift * (time - self.time)
+        above, below = special.ndtr((at - edge) / spread), special.ndtr((-at - edge) / spread)
+        return float(self.mass @ above), float(self.mass @ below)
 
     def bound_for(self, time: float, spent: float) -> float:
         """The z at ``time`` with which ``spent`` will have been spent."""
@@ -146,13 +157,17 @@ class _Walk:
 
     def step(self, time: float, z: float) -> None:
         """Go on to ``time`` within ``z``."""
-        self.spent += self.crossing(time, z)
+        above, below = self._tails(time, z)
+        self.won += above
+        self.spent += above + below
         spread, edge = math.sqrt(time - self.time), z * math.sqrt(time)
         # Kernels as narrow as the step must be resolved: some nodes for each of their widths.
-        count = min(2000, max(_FEWEST_NODES, math.ceil(12 * edge / spread)))
+        wanted = min(2048, max(_FEWEST_NODES, math.ceil(8 * edge / spread)))
+        count = 1 << (wanted - 1).bit_length()
         unit, weights = _legendre(count)
         nodes = edge * unit
-        kernel = np.exp(-0.5 * ((nodes[:, None] - self.nodes[None, :]) / spread) ** 2)
+        moved = self.nodes + self.drift * (time - self.time)
+        kernel = np.exp(-0.5 * ((nodes[:, None] - moved[None, :]) / spread) ** 2)
         density = kernel @ self.mass / (spread * math.sqrt(2 * math.pi))
         self.nodes, self.mass, self.time = nodes, density * weights * edge, time
 
