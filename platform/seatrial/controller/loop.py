@@ -25,6 +25,8 @@ from seatrial.store import Store
 log = logging.getLogger("seatrial.controller")
 
 QUICK_S = 0.25  # until the next pass while things are changing
+# How long after the last change things count as changing: replicas load and report, and some write follows.
+FOLLOW_S = 10.0
 FORGET_REPLICA_S = 600.0
 TIDY_EVERY_S = 300.0
 STALLED_S = 300.0
@@ -89,10 +91,13 @@ class Controller:
 
     def run(self, stop: threading.Event, *, poll_s: float) -> None:
         """Pass after pass until ``stop`` is set; no failure ends it. :meth:`wake` makes it look at once."""
+        quick_until_s = 0.0
         while not stop.is_set():
             self._woken.clear()
-            is_busy = self.one_pass()
-            self._woken.wait(QUICK_S if is_busy else poll_s)
+            if self.one_pass():
+                quick_until_s = time.monotonic() + FOLLOW_S
+            is_quick = time.monotonic() < quick_until_s
+            self._woken.wait(min(QUICK_S, poll_s) if is_quick else poll_s)
 
     def wake(self) -> None:
         """Begin the next pass now, or right after the present one; safe from any thread."""

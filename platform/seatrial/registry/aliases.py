@@ -1,13 +1,19 @@
 """Read and move the aliases of a registered model, as MLflow's own UI does.
 
 MLflow has no compare-and-set and keeps no alias history, so a move reads the value it expects first and
-reads its own value back afterwards: a person's move in between is noticed and left standing.
+reads its own value back afterwards: a person's move is noticed and left standing, but for one that reaches
+MLflow in the milliseconds between that read and the write that follows it at once.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from seatrial.errors import SeatrialError
 from seatrial.registry.client import NotRegisteredError, asking, connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 class AliasMovedError(SeatrialError):
@@ -29,10 +35,13 @@ def read(name: str, *, uri: str | None = None) -> dict[str, str]:
         RetryableError: MLflow does not answer.
     """
 
+    return _read(connect(uri), name)
+
+
+def _read(client: MlflowClient, name: str) -> dict[str, str]:
     def absent(_: str) -> NotRegisteredError:
         return NotRegisteredError(f"registered model {name!r}: not in the registry: register a version first")
 
-    client = connect(uri)
     with asking(absent):
         model = client.get_registered_model(name)
     return {alias: str(version) for alias, version in model.aliases.items()}
@@ -50,15 +59,15 @@ def move(name: str, alias: str, version: str, *, expected: str | None, uri: str 
     def absent(reason: str) -> NotRegisteredError:
         return NotRegisteredError(f"version: {version}: {reason}: give a version of {name!r}")
 
-    found = read(name, uri=uri).get(alias)
+    client = connect(uri)
+    found = _read(client, name).get(alias)
     if found == version:
         return
     if found != expected:
         raise AliasMovedError(name, alias, expected, found)
-    client = connect(uri)
     with asking(absent):
         client.set_registered_model_alias(name, alias, version)
-    _check(name, alias, version, uri)
+    _check(client, name, alias, version)
 
 
 def remove(name: str, alias: str, *, expected: str | None, uri: str | None = None) -> None:
@@ -69,18 +78,18 @@ def remove(name: str, alias: str, *, expected: str | None, uri: str | None = Non
         NotRegisteredError: there is no such registered model.
         RetryableError: MLflow does not answer.
     """
-    found = read(name, uri=uri).get(alias)
+    client = connect(uri)
+    found = _read(client, name).get(alias)
     if found is None:
         return
     if found != expected:
         raise AliasMovedError(name, alias, expected, found)
-    client = connect(uri)
     with asking():
         client.delete_registered_model_alias(name, alias)
-    _check(name, alias, None, uri)
+    _check(client, name, alias, None)
 
 
-def _check(name: str, alias: str, wanted: str | None, uri: str | None) -> None:
-    found = read(name, uri=uri).get(alias)
+def _check(client: MlflowClient, name: str, alias: str, wanted: str | None) -> None:
+    found = _read(client, name).get(alias)
     if found != wanted:
         raise AliasMovedError(name, alias, wanted, found)
