@@ -16,7 +16,7 @@ from tests.serving.load import Load, under_load
 
 CORRUPT_EVERY = 10
 ROLL_BACK_EVERY = 7
-CALM_S = 2.0
+CALM_S = 1.0
 AWAY_S = 5.0
 
 
