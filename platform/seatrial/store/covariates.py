@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from math import fsum
 from typing import Any
 
 from sqlalchemy import Connection, and_, insert, select
 
+from seatrial.experiments.policy import MetricPolicy
 from seatrial.experiments.trial import Trial
 from seatrial.store.figures import MEASURES, Request, Told, figures_of
-from seatrial.store.rules import Metric, Rules
+from seatrial.store.rules import Rules
 from seatrial.store.tables import covariates, exposures, outcomes, trials
 
 REQUEST = [exposures.c[name] for name in Request._fields]
@@ -40,10 +42,10 @@ def keep_covariates(
     return means
 
 
-def _before(connection: Connection, trial: Trial, metric: Metric, rules: Rules) -> dict[str, float]:
+def _before(connection: Connection, trial: Trial, metric: MetricPolicy, rules: Rules) -> dict[str, float]:
     """Unit → mean over its requests in earlier trials of the service, within the hours before this one."""
     since = trial.opened_at - (metric.covariate_h or 0.0) * 3600
-    own = Metric(metric.name, "mean", metric.missing_counts_zero, metric.cap)
+    own = replace(metric, covariate_h=None)
     plain = Rules((own,), rules.attribution_s, rules.prices)
     told = _told(connection, trial, metric.name, since)
     values = {}

@@ -24,9 +24,10 @@ def read_evidence(engine: Engine, trial: Trial, *, now: float) -> Evidence:
         state = folding.read_state(connection, trial.id, rules.digest) or folding.State()
     sums = [state.arms.get(arm.name, ArmSums()) for arm in trial.table.arms]
     arms = tuple(
-        _arm(arm.name, arm.version, found) for arm, found in zip(trial.table.arms, sums, strict=True)
+        _arm(arm.name, arm.version, found, rules) for arm, found in zip(trial.table.arms, sums, strict=True)
     )
-    return Evidence(now, arms, sum(found.counts["ignored"] for found in sums))
+    ignored, late = (sum(found.counts[name] for found in sums) for name in ("ignored", "late"))
+    return Evidence(now, arms, ignored, late)
 
 
 def catch_up(engine: Engine, trial: Trial, rules: Rules) -> None:
@@ -76,8 +77,9 @@ def units_per_day(connection: Connection, trial: Trial, *, now: float) -> float 
     return units / days / trial.table.coverage if units and days > 0 else None
 
 
-def _arm(name: str, version: str, sums: ArmSums) -> ArmEvidence:
-    n, x, xx, *_ = sums.moments(0)
+def _arm(name: str, version: str, sums: ArmSums, rules: Rules) -> ArmEvidence:
+    metrics = {metric.name: sums.moments(at) for at, metric in enumerate(rules.metrics)}
+    primary = metrics[rules.metrics[0].name]
     return ArmEvidence(
         name=name,
         version=version,
@@ -88,6 +90,8 @@ def _arm(name: str, version: str, sums: ArmSums) -> ArmEvidence:
         failures=sums.counts["failed"],
         fallbacks=sums.counts["fell_back"],
         outcomes=sums.counts["outcomes"],
-        stats=ArmStats(n, x, xx),
+        stats=ArmStats(primary.n, primary.x, primary.xx),
         unanswered=sums.unanswered / ONE,
+        metrics=metrics,
+        histograms={m.name: sums.histogram(m.name) for m in rules.metrics if m.type == "quantile"},
     )

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import fsum
 from typing import NamedTuple
 
-from seatrial.store.rules import Metric, Rules
+from seatrial.experiments.policy import MetricPolicy
+from seatrial.store.rules import Rules
 
 XY = tuple[float, float] | None
 """A metric's value of a unit and what goes with it: a denominator, or the covariate. None: no value."""
@@ -147,13 +148,17 @@ def _figures(arm: _Arm, rules: Rules, covariates: Mapping[str, float]) -> UnitFi
     )
 
 
-def _counts(metric: Metric, value: float) -> bool:
+def _counts(metric: MetricPolicy, value: float) -> bool:
     """A share lies between 0 and 1; other values are left out of it."""
     return metric.type != "proportion" or 0.0 <= value <= 1.0
 
 
 def _value(
-    metric: Metric, arm: _Arm, answered: Sequence[Request], rules: Rules, covariates: Mapping[str, float]
+    metric: MetricPolicy,
+    arm: _Arm,
+    answered: Sequence[Request],
+    rules: Rules,
+    covariates: Mapping[str, float],
 ) -> XY:
     if metric.type in ("count", "ratio"):
         x = _total(metric.name, metric, arm, answered, rules)
@@ -167,7 +172,7 @@ def _value(
     return x, covariates.get(metric.name, 0.0)
 
 
-def _mean(metric: Metric, arm: _Arm, answered: Sequence[Request], rules: Rules) -> float | None:
+def _mean(metric: MetricPolicy, arm: _Arm, answered: Sequence[Request], rules: Rules) -> float | None:
     """The mean over the unit's requests, unless something was said of the unit as a whole."""
     if metric.name in MEASURES:
         return _average(_measured(metric.name, arm, rules))
@@ -183,7 +188,9 @@ def _mean(metric: Metric, arm: _Arm, answered: Sequence[Request], rules: Rules) 
     return _average(found)
 
 
-def _total(name: str, metric: Metric, arm: _Arm, answered: Sequence[Request], rules: Rules) -> float | None:
+def _total(
+    name: str, metric: MetricPolicy, arm: _Arm, answered: Sequence[Request], rules: Rules
+) -> float | None:
     """The sum over the unit's requests, and over what was said of the unit as a whole."""
     if name in MEASURES:
         measured = _measured(name, arm, rules)

@@ -7,30 +7,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from seatrial.experiments.policy import MetricPolicy, TrialPolicy
 from seatrial.experiments.trial import Trial
-from seatrial.experiments.verdict import TrialPolicy
 
 # Grows whenever the same rows would make other figures: what was kept is then made anew.
 FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One number of a unit."""
-
-    name: str
-    type: str
-    missing_counts_zero: bool = True
-    cap: float | None = None
-    denominator: str | None = None
-    covariate_h: float | None = None
-
-
-@dataclass(frozen=True)
 class Rules:
     """``metrics`` begins with the one that decides; ``prices`` are for a million tokens."""
 
-    metrics: tuple[Metric, ...]
+    metrics: tuple[MetricPolicy, ...]
     attribution_s: float | None = None
     prices: Mapping[str, float] = field(default_factory=dict)
 
@@ -38,8 +26,7 @@ class Rules:
     def of(cls, trial: Trial) -> Rules:
         """The rules of the trial's own policy."""
         policy = TrialPolicy.from_json(trial.policy)
-        kind = "proportion" if policy.proportion else "mean"
-        return cls((Metric(policy.metric, kind, policy.missing_counts_zero),))
+        return cls(policy.metrics, policy.attribution_s, policy.prices)
 
     @property
     def digest(self) -> str:

@@ -13,14 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from seatrial.experiments.evidence import GAMMA, MIN_BUCKET, Moments
 from seatrial.store.figures import UnitFigures
 from seatrial.store.rules import Rules
 
 BITS = 200
 ONE, ONE_SQUARED = 1 << BITS, 1 << 2 * BITS
-GAMMA = 1.02
 LOG_GAMMA = math.log(GAMMA)
-MIN_BUCKET = -(10**6)
 COUNTS = ("requests", "answered", "failed", "fell_back", "outcomes", "ignored", "late")
 
 
@@ -59,12 +58,12 @@ class ArmSums:
                 histogram = self.histograms.setdefault(metric.name, Counter())
                 histogram[bucket_of(pair[0])] += sign
 
-    def moments(self, place: int) -> tuple[int, float, float, float, float, float]:
-        """n, x, xx, y, yy, xy of the metric at ``place``, each rounded once."""
+    def moments(self, place: int) -> Moments:
+        """Those of the metric at ``place``, each sum rounded once."""
         if place >= len(self.metrics):
-            return 0, 0.0, 0.0, 0.0, 0.0, 0.0
+            return Moments(0, 0.0, 0.0)
         n, x, xx, y, yy, xy = self.metrics[place]
-        return n, x / ONE, xx / ONE_SQUARED, y / ONE, yy / ONE_SQUARED, xy / ONE_SQUARED
+        return Moments(n, x / ONE, xx / ONE_SQUARED, y / ONE, yy / ONE_SQUARED, xy / ONE_SQUARED)
 
     def histogram(self, metric: str) -> dict[int, int]:
         """Bucket → units."""
