@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seatrial.experiments.shares import share_above_p
 from seatrial.experiments.sequential import ArmStats, compare, compare_ratio
+from seatrial.experiments.shares import share_above_p
 from seatrial.experiments.srm import sample_ratio_p
 
 # Published with GrowthBook's implementation of the same sequence.

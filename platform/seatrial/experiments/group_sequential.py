@@ -23,6 +23,7 @@ from seatrial.experiments.sequential import UNDEFINED, Comparison
 Array = NDArray[np.float64]
 _FEWEST_NODES = 64
 _HIGHEST_Z = 12.0
+_GRID = 0.02
 
 
 def constant(boundary: BoundaryName, looks: int, alpha: float) -> float:
@@ -81,14 +82,13 @@ def compare_at_look(
 
 
 def _repeated_p(plan: GroupSequential, times: tuple[float, ...], z: float) -> float:
-    low, high = math.log(1e-10), math.log(0.999)
-
-    def beyond(log_alpha: float) -> float:
-        return z_bounds(plan.boundary, plan.looks, times, math.exp(log_alpha))[-1] - z
-
-    if beyond(high) > 0:
-        return 1.0
-    return math.exp(low) if beyond(low) < 0 else math.exp(optimize.brentq(beyond, low, high, xtol=1e-3))
+    """The least alpha that reaches ``z``, on a grid of 2 %, so that bounds once computed serve again."""
+    few, many = math.floor(math.log(1e-10) / _GRID), 0
+    while many - few > 1:
+        middle = (few + many) // 2
+        bound = z_bounds(plan.boundary, plan.looks, times, math.exp(middle * _GRID))[-1]
+        few, many = (few, middle) if bound <= z else (middle, many)
+    return math.exp(many * _GRID)
 
 
 def _spent(boundary: BoundaryName, looks: int, number: int, time: float, alpha: float) -> float:
