@@ -22,7 +22,7 @@ from seatrial_serving.live import Live
 from seatrial_serving.metrics import SHADOW, Meter, Sample
 from seatrial_serving.request import encode
 from seatrial_serving.spec import QUEUE_FACTOR
-from seatrial_serving.table import Route
+from seatrial_serving.table import CHAMPION, Route
 
 log = logging.getLogger(__name__)
 MOST_WAITING = 64
@@ -67,7 +67,7 @@ class Shadows:
             shadow is None
             or route.is_pinned
             or route.is_fallback
-            or route.version != table.aliases["champion"]
+            or route.version != table.aliases.get(CHAMPION)
         ):
             return None
         is_drawn = int(request_id[:8], 16) < shadow.share * 2**32  # the id is random

@@ -118,12 +118,7 @@ class Traffic:
         try:
             body = await self._read(receive, head)
             check(body, rules.http, chat=path == CHAT, model_tokens=rules.model_tokens)
-            unit = unit_of(body, head.unit)
-            table = live.table
-            known = live.sticky.arms
-            route = table.route(body.get("model"), unit, head.request_id, live.ready, known)
-            if table.keeps_units and route.is_sticky and live.sticky.trial == route.trial:
-                live.sticky.keep(route.unit, route.arm)
+            route = self._route(body.get("model"), unit_of(body, head.unit), head.request_id)
             shadow = self._shadows.wants(route, head.request_id)
             reader = Reader(live.table.refusal_phrases, keeps=shadow is not None)
             reply = Reply(
@@ -140,6 +135,15 @@ class Traffic:
             live.admitted -= 1
         if shadow is not None and reply.is_answered:
             self._shadows.offer(Copy(shadow, path, body, head.request_id, reader.texts()))
+
+    def _route(self, model: object, unit: str | None, request_id: str) -> Route:
+        table, sticky = self._live.table, self._live.sticky
+        if not table.keeps_units or table.trial is None or sticky.trial != table.trial.id:
+            return table.route(model, unit, request_id, self._live.ready)
+        route = table.route(model, unit, request_id, self._live.ready, sticky.arms)
+        if route.is_sticky:
+            sticky.keep(route.unit, route.arm)
+        return route
 
     async def _watch(self, reply: Reply, serving: Coroutine[Any, Any, None], head: Head) -> None:
         """Run ``serving`` as long as pieces of the answer keep coming, and record what came of it."""

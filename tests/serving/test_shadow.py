@@ -125,6 +125,15 @@ async def test_what_is_not_the_champions_is_not_copied() -> None:
     assert {row["arm"] for row in shelf.rows} == {"champion", "challenger"}, "no evidence of the shadow"
 
 
+async def test_an_arm_answers_though_nobody_is_champion() -> None:
+    arms = [{"name": "challenger", "version": "7", "weight": 1.0}]
+    trial = {**TRAFFIC["trial"], "arms": arms}
+    traffic = {"aliases": {"shadow": "8"}, "trial": trial, "shadow": SHADOWED["shadow"]}
+    app, shelf, _ = service(Model({"7": "b"}), ready=READY, traffic=traffic, max_in_flight=64)
+    assert (await ask(app)).headers["x-seatrial-version"] == "7"
+    assert shelf.shadows == []
+
+
 async def test_a_share_of_the_requests_is_copied() -> None:
     traffic = {**SHADOWED, "shadow": {"version": "8", "share": 0.5}}
     app, shelf, _ = service(Model({"6": "a", "8": "a"}), ready=READY, traffic=traffic, max_in_flight=6400)

@@ -60,7 +60,7 @@ async def test_the_units_of_the_store_and_the_replicas_own_stay() -> None:
 
 
 async def test_another_trial_starts_without_memories() -> None:
-    _, _, live = service()
+    app, _, live = service()
     live.table = reweighted(0.1)
     store = Pages(("u1", "champion"), ("u2", "champion"), ("u3", "challenger"))
     sticky = Sticky(live, lambda: store)
@@ -68,6 +68,9 @@ async def test_another_trial_starts_without_memories() -> None:
     assert len(live.sticky.arms) == 3
     trial = {**TRAFFIC["trial"], "id": "svc-4", "bucket_version": 1}
     live.table = Table.from_json("svc", "r3", {**TRAFFIC, "trial": trial})
+    moved = other_arm("u9")
+    live.sticky.keep("u9", moved)
+    assert (await ask(app, user="u9")).headers["x-seatrial-arm"] != moved, "that was another trial"
     store.pairs = []
     sticky.refresh()
     assert (live.sticky.trial, live.sticky.arms) == ("svc-4", {})
