@@ -67,7 +67,7 @@ def _earlier(trial: Trial, since: float) -> Any:
 def _requests(connection: Connection, trial: Trial, since: float) -> dict[str, list[Request]]:
     statement = select(exposures.c.unit, *REQUEST).where(_earlier(trial, since))
     found: dict[str, list[Request]] = defaultdict(list)
-    for unit, *row in connection.execution_options(yield_per=PAGE).execute(statement):
+    for unit, *row in connection.execute(statement, execution_options={"yield_per": PAGE}):
         found[unit].append(Request(*row))
     return found
 
@@ -87,6 +87,6 @@ def _told(connection: Connection, trial: Trial, metric: str, since: float) -> di
         .select_from(joined)
         .where(_earlier(trial, since), row.metric == metric, row.at < trial.opened_at)
     )
-    for request_id, *told in connection.execution_options(yield_per=PAGE).execute(statement):
+    for request_id, *told in connection.execute(statement, execution_options={"yield_per": PAGE}):
         found[request_id].append(Told(*told))
     return found

@@ -12,6 +12,7 @@ from seatrial.store.database import counting, reading
 from seatrial.store.rules import Rules
 from seatrial.store.sums import ONE, ArmSums
 from seatrial.store.tables import evidence_news, evidence_sums
+from seatrial.store.trials import read_looks
 
 DAY_S = 86400.0
 
@@ -22,12 +23,13 @@ def read_evidence(engine: Engine, trial: Trial, *, now: float) -> Evidence:
     catch_up(engine, trial, rules)
     with reading(engine) as connection:
         state = folding.read_state(connection, trial.id, rules.digest) or folding.State()
+        taken = tuple(look.units for look in read_looks(connection, trial.id) if look.judgement.look)
     sums = [state.arms.get(arm.name, ArmSums()) for arm in trial.table.arms]
     arms = tuple(
         _arm(arm.name, arm.version, found, rules) for arm, found in zip(trial.table.arms, sums, strict=True)
     )
     ignored, late = (sum(found.counts[name] for found in sums) for name in ("ignored", "late"))
-    return Evidence(now, arms, ignored, late)
+    return Evidence(now, arms, ignored, late, taken)
 
 
 def catch_up(engine: Engine, trial: Trial, rules: Rules) -> None:
