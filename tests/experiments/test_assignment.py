@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seatrial.experiments.assignment import Arm, TrialTable, assign, bucket
+from seatrial.experiments.assignment import Arm, Namespace, TrialTable, assign, bucket, fnv1a32
 
 # GrowthBook's SDK specification, `cases.json`: seed, unit, version, bucket.
 GROWTHBOOK = [
@@ -37,6 +38,15 @@ def table(coverage: float = 1.0, weights: tuple[float, ...] = (0.5, 0.5)) -> Tri
 @pytest.mark.parametrize(("seed", "unit", "version", "expected"), GROWTHBOOK)
 def test_the_buckets_are_growthbooks(seed, unit, version, expected):
     assert bucket(unit, seed, version=version) == expected
+
+
+@given(st.text())
+def test_ascii_and_other_text_are_hashed_alike(text):
+    expected = 0x811C9DC5
+    for character in text:
+        expected = (expected ^ ord(character)) * 0x01000193 % 2**32
+    assert fnv1a32(text) == expected
+    assert fnv1a32(text[3:], fnv1a32(text[:3])) == expected
 
 
 @given(st.text(), st.text())
@@ -81,12 +91,14 @@ def test_a_table_that_cannot_be_is_refused(coverage, weights):
 
 
 def test_a_decision_takes_microseconds():
-    trial = table()
+    whole = replace(table(0.5), namespace=Namespace("home", 0.0, 0.9), holdout=0.05)
     units = [f"2f1c9a3e-8b7d-4a55-9e10-{number:012d}" for number in range(2_000)]
-    took = []
-    for unit in units:
-        start = time.perf_counter()
-        assign(unit, trial)
-        took.append(time.perf_counter() - start)
-    # The target is 20 µs at p99 on a quiet core; the median is what a busy machine can promise.
-    assert sorted(took)[len(took) // 2] < 50e-6
+    for trial in (table(), whole):
+        took = []
+        for unit in units:
+            start = time.perf_counter()
+            assign(unit, trial)
+            took.append(time.perf_counter() - start)
+        # The target is 20 µs at p99 on a quiet core (`benchmarks/assignment.py`); here others run as well.
+        assert sorted(took)[len(took) // 2] < 50e-6
+        assert sorted(took)[len(took) * 99 // 100] < 250e-6

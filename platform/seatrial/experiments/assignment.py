@@ -13,8 +13,6 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 _OFFSET = 0x811C9DC5
-_PRIME = 0x01000193
-_MASK = 0xFFFFFFFF
 # One seed for all services: whoever is held out is in no trial of any of them.
 HOLDOUT_SEED = "__holdout"
 
@@ -156,7 +154,8 @@ def fnv1a32(text: str, start: int = _OFFSET) -> int:
     """32-bit FNV-1a over the code points of ``text``, going on from the hash ``start``."""
     value = start
     for point in text.encode() if text.isascii() else map(ord, text):
-        value = ((value ^ point) * _PRIME) & _MASK
+        # The prime and the mask as constants: looked up by name they take a quarter of the time.
+        value = (value ^ point) * 0x01000193 & 0xFFFFFFFF
     return value
 
 
