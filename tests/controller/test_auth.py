@@ -24,6 +24,7 @@ from seatrial.controller.webhooks import Receiver
 from seatrial.errors import UserError
 from seatrial.store import Store
 from seatrial.submission import controller as asking
+from tests.controller.chromium import browser
 from tests.controller.one_replica import OneReplica
 from tests.controller.server import serving
 from tests.controller.test_process import START, environment, free_port
@@ -296,3 +297,21 @@ def test_it_does_not_start_elsewhere_without_a_token_and_does_with_one(tmp_path:
     finally:
         process.kill()
         process.wait(30)
+
+
+@pytest.mark.slow
+def test_a_person_logs_in_with_a_browser_which_misses_nothing_on_the_pages(shut: str):
+    with browser() as chromium:
+        page = chromium.new_page()
+        complaints: list[str] = []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.goto(f"{shut}/trials")
+        assert page.evaluate("getComputedStyle(document.querySelector('.home')).fontWeight") == "700"
+        page.fill("#token", "wrong")
+        page.click("button")
+        assert page.inner_text("[role=alert]") == "That is not the token."
+        page.fill("#token", TOKEN)
+        page.click("button")
+        page.wait_for_url(f"{shut}/trials")
+        assert page.evaluate("getComputedStyle(document.querySelector('.home')).fontWeight") == "700"
+        assert not [text for text in complaints if "Content Security Policy" in text]
