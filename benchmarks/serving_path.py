@@ -254,9 +254,10 @@ def report_trial(target: Target, requests: int, rounds: int) -> None:
     async def pairs(case: Case) -> list[tuple[float, float]]:
         found = []
         for turn in range(rounds + 1):
-            order = (target, pinned) if turn % 2 else (pinned, target)
-            rates = {each: (await measure(each, case, prompts(requests)))[0] for each in order}
-            found.append((rates[target], rates[pinned]))
+            both = {"trial": target, "pinned": pinned}
+            order = list(both) if turn % 2 else list(reversed(both))
+            rates = {name: (await measure(both[name], case, prompts(requests)))[0] for name in order}
+            found.append((rates["trial"], rates["pinned"]))
         return found[1:]  # the first warms up
 
     for case in (case for case in CASES if case.concurrency > 1):
