@@ -50,7 +50,8 @@ def catch_up(engine: Engine, trial: Trial, rules: Rules) -> None:
     for _ in range(0, news, folding.BATCH):
         with counting(engine) as connection:
             folding.lock(connection)
-            folding.fold(connection, trial, rules)
+            if not folding.fold(connection, trial, rules):
+                return
 
 
 def place_all(engine: Engine, service: str, unplaced: int, trial_id: str | None = None) -> None:

@@ -96,15 +96,16 @@ def begin(connection: Connection, trial: Trial, rules: Rules) -> None:
 
 
 def fold(connection: Connection, trial: Trial, rules: Rules) -> int:
-    """Add a batch of news to the trial's sums; how many."""
+    """Add a batch of news to the trial's sums; of how many units."""
     state = read_state(connection, trial.id, rules.digest)
     row = evidence_news.c
     statement = select(row.id, row.unit).where(row.trial_id == trial.id).order_by(row.id).limit(BATCH)
     news = connection.execute(statement).all()
     if state is None or not news:
         return 0
-    connection.execute(delete(evidence_news).where(row.trial_id == trial.id, row.id <= news[-1].id))
     units = sorted({each.unit for each in news})
+    # All that is known of these units now is in what follows, so none of their news is left to add.
+    connection.execute(delete(evidence_news).where(row.trial_id == trial.id, row.unit.in_(units)))
     after = _figures(connection, trial, rules, state, units)
     before = _kept(connection, trial.id, units)
     for sign, figures in ((-1, before), (1, after)):
@@ -113,7 +114,7 @@ def fold(connection: Connection, trial: Trial, rules: Rules) -> int:
     _keep(connection, trial.id, state, before, after)
     is_state = (evidence_sums.c.trial_id == trial.id, evidence_sums.c.layout == rules.digest)
     connection.execute(update(evidence_sums).where(*is_state).values(body=state.to_text()))
-    return len(news)
+    return len(units)
 
 
 Figures = dict[tuple[str, str], UnitFigures]

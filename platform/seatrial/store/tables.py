@@ -131,7 +131,7 @@ evidence_news = Table(
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
     Column("trial_id", String(80), nullable=False),
     Column("unit", Text, nullable=False),
-    Index(None, "trial_id", "id"),
+    Index(None, "trial_id", "unit"),
 )
 
 # Outcomes whose unit has not been looked up yet, and those that are unknown: no exposure has come so far.

@@ -34,7 +34,9 @@ def upgrade() -> None:
         sa.Column("unit", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_evidence_news")),
     )
-    op.create_index(op.f("ix_evidence_news_trial_id_id"), "evidence_news", ["trial_id", "id"], unique=False)
+    op.create_index(
+        op.f("ix_evidence_news_trial_id_unit"), "evidence_news", ["trial_id", "unit"], unique=False
+    )
     op.create_table(
         "outcome_news",
         sa.Column("outcome_id", sa.String(length=128), nullable=False),
