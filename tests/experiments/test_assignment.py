@@ -29,6 +29,17 @@ GROWTHBOOK = [
     ("()**(%$##$%#$#", '___)((*":&', 2, 0.0128),
 ]
 
+# Computed with GrowthBook's Python SDK 4.0.0.
+UNICODE = [
+    ("Zoë", "svc", 1, 0.031),
+    ("Zoë", "0123456789abcdef", 2, 0.8987),
+    ("用户-7", "0123456789abcdef", 2, 0.7366),
+    ("пользователь", "svc", 1, 0.72),
+    ("🦊", "svc", 1, 0.145),
+    ("🦊", "0123456789abcdef", 2, 0.5398),
+    ("user-👩\u200d🚀", "0123456789abcdef", 2, 0.8545),
+]
+
 
 def table(coverage: float = 1.0, weights: tuple[float, ...] = (0.5, 0.5)) -> TrialTable:
     arms = tuple(Arm(f"arm{index}", str(index), weight) for index, weight in enumerate(weights))
@@ -41,12 +52,18 @@ def test_the_buckets_are_growthbooks(seed, unit, version, expected):
 
 
 @given(st.text())
-def test_ascii_and_other_text_are_hashed_alike(text):
+def test_any_text_is_hashed_by_its_utf_16_code_units(text):
+    data = text.encode("utf-16-be", "surrogatepass")
     expected = 0x811C9DC5
-    for character in text:
-        expected = (expected ^ ord(character)) * 0x01000193 % 2**32
+    for high, low in zip(data[::2], data[1::2], strict=True):
+        expected = (expected ^ (high << 8 | low)) * 0x01000193 % 2**32
     assert fnv1a32(text) == expected
     assert fnv1a32(text[3:], fnv1a32(text[:3])) == expected
+
+
+@pytest.mark.parametrize(("unit", "seed", "version", "expected"), UNICODE)
+def test_units_of_any_script_are_growthbooks(unit, seed, version, expected):
+    assert bucket(unit, seed, version=version) == expected
 
 
 @given(st.text(), st.text())

@@ -1,18 +1,20 @@
 """Which arm of a trial a unit is in: a hash, no state and no I/O.
 
 The hashes are GrowthBook's (SDK specification, `hash`, `getBucketRange` and `inNamespace`), so that a unit's
-arm can be recomputed by any of its SDKs. Like its Python SDK they run over code points, whatever the script.
+arm can be recomputed by its SDKs. Like those for JavaScript and Python they run over UTF-16 code units.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
 _OFFSET = 0x811C9DC5
+_UTF16 = "utf-16-le" if sys.byteorder == "little" else "utf-16-be"
 # One seed for all services: whoever is held out is in no trial of any of them.
 HOLDOUT_SEED = "__holdout"
 
@@ -151,12 +153,17 @@ def _namespace(value: Mapping[str, Any]) -> Namespace:
 
 
 def fnv1a32(text: str, start: int = _OFFSET) -> int:
-    """32-bit FNV-1a over the code points of ``text``, going on from the hash ``start``."""
+    """32-bit FNV-1a over the UTF-16 code units of ``text``, going on from the hash ``start``."""
     value = start
-    for point in text.encode() if text.isascii() else map(ord, text):
+    for unit in text.encode() if text.isascii() else _code_units(text):
         # The prime and the mask as constants: looked up by name they take a quarter of the time.
-        value = (value ^ point) * 0x01000193 & 0xFFFFFFFF
+        value = (value ^ unit) * 0x01000193 & 0xFFFFFFFF
     return value
+
+
+def _code_units(text: str) -> memoryview[int]:
+    """UTF-16 code units, also of text that holds half a pair."""
+    return memoryview(text.encode(_UTF16, "surrogatepass")).cast("H")
 
 
 _hash_of_seed = lru_cache(maxsize=1024)(fnv1a32)
