@@ -48,11 +48,11 @@ def z_bounds(boundary: BoundaryName, looks: int, times: tuple[float, ...], alpha
     found: list[float] = []
     walk = Walk()
     for number, time in enumerate(times, start=1):
+        if found:  # the last look's density is never needed, and is the dearest right after another look
+            walk.step(times[number - 2], found[-1])
         is_last = number == looks or time >= 1.0
         spent = alpha if is_last else _spent(boundary, looks, number, time, alpha)
-        z = walk.bound_for(time, spent)
-        walk.step(time, z)
-        found.append(z)
+        found.append(walk.bound_for(time, spent))
     return tuple(found)
 
 
