@@ -1,0 +1,63 @@
+"""`seatrial power`: as a user types it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from seatrial.cli.main import main
+from seatrial.config.service import ServiceConfig
+from seatrial.store import Store
+
+
+def rows(capsys) -> dict[str, list[str]]:
+    """Name of the test → its cells, as printed where no person looks."""
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines() if "\t" in line]
+    return {name: cells for name, *cells in lines}
+
+
+def test_units_and_days_stand_beside_the_test_that_is_looked_at_once(capsys):
+    assert main(["power", "--baseline", "0.3", "--lift", "0.1", "--units-per-day", "1000"]) == 0
+    found = rows(capsys)
+    assert found["looked at once"] == ["7519", "7519", "7.5", "7.5"]
+    average, most = map(int, found["looked at all the time"][:2])
+    assert average < most
+    assert found["looked at all the time"][3] == f"{most / 1000:.1f}"
+    assert "5 planned looks" in found
+
+
+def test_a_service_gives_its_alpha_split_and_minimum(tmp_path: Path, monkeypatch, capsys):
+    url = f"sqlite:///{tmp_path}/seatrial.db"
+    monkeypatch.setenv("SEATRIAL_STORE_URL", url)
+    store = Store(url)
+    store.migrate()
+    trial = {"alpha": 0.01, "challenger_share": 0.2, "minimum_units": 1000}
+    body = {"name": "svc", "engine": {"base": "m"}, "http": {"allow_anonymous": True}, "trial": trial}
+    store.put_service("svc", ServiceConfig.model_validate(body).model_dump(mode="json"), now=1.0)
+    store.close()
+    assert main(["power", "svc", "--baseline", "0.3"]) == 0
+    out = capsys.readouterr().out
+    assert "alpha 0.01, power 0.8, split 0.2" in out
+    assert "tuning_units" in out
+    assert "give --units-per-day" in out
+    assert main(["power", "other"]) == 2
+    assert "use one of svc" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--baseline", "0.9", "--lift", "0.3"], "--baseline: 0.9 to 1.17"),
+        (["--lift", "0"], "--lift: 0 cannot be found"),
+        (["--power", "1.5"], "--power: 1.5"),
+        (["--power", "0.01"], "--power: 0.01: give more than alpha"),
+        (["--split", "0"], "--split: 0"),
+        (["--sd", "-1"], "--sd: -1"),
+    ],
+)
+def test_what_cannot_be_computed_is_one_line_and_exit_code_2(arguments, said, capsys):
+    assert main(["power", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(said)
+    assert error.count("\n") == 1
