@@ -2,32 +2,40 @@
 
 A checkpoint is a folder of safetensors and JSON: trained weights, optimizer, random generators, the step
 (which is the data position as well, since the order of rows is a function of the step) and measurements that
-MLflow has not confirmed. `marker.json` holds the SHA-256 of every other file and is uploaded last, so a
+MLflow has not confirmed. Of a sharded model each worker writes its own part, in the format of
+`torch.distributed.checkpoint`. `marker.json` holds the SHA-256 of every other file and is uploaded last, so a
 folder without it is no checkpoint.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import random
+import re
 import secrets
-import tempfile
-from collections.abc import Mapping, Sequence
+import time
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.tensor import DTensor
 
+from seatrial_jobs import moments
+from seatrial_jobs.retention import Kept, superfluous
 from seatrial_jobs.storage import Storage
 
 MARKER = "marker.json"
 PREFIX = "checkpoint-"
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+KNOWN = re.compile(r"weights\.safetensors|optimizer\.safetensors|state\.json|rank-\d{5}\.safetensors")
+PARTS_EVERY_S = 0.2
+"""Seconds between two looks for the other workers' parts."""
 
 
 @dataclass
@@ -44,6 +52,47 @@ class State:
     """Measurements that MLflow had not confirmed."""
     tokens_digest: str = ""
     """Of the packed training rows: with others, the position in the data would mean another place."""
+    heldout: float | None = None
+    """Held-out loss at this step, if it was measured."""
+    guard: dict[str, Any] | None = None
+    """What the watch for spikes remembers."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Weights and optimizer at one moment."""
+
+    weights: dict[str, torch.Tensor]
+    """By name."""
+    optimizer: dict[str, torch.Tensor]
+    """By `parameter/key`."""
+    settings: dict[str, Any]
+    """The optimizer's numbers that are no tensors."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each worker has a part of it only."""
+        return any(isinstance(tensor, DTensor) for tensor in self.weights.values())
+
+
+class Staging:
+    """Host memory for snapshots, used again for each: one must be written before the next is taken."""
+
+    def __init__(self, device: torch.device) -> None:
+        gpu = device.type == "cuda"
+        options = StagingOptions(
+            use_pinned_memory=gpu,
+            use_shared_memory=False,
+            use_async_staging=False,
+            use_non_blocking_copy=gpu,
+        )
+        self._stager = DefaultStager(options)
+
+    def copy(self, snapshot: Snapshot) -> Snapshot:
+        """The same values in host memory, which training does not change."""
+        groups = {"weights": snapshot.weights, "optimizer": snapshot.optimizer}
+        copied: Any = self._stager.stage(groups)
+        return Snapshot(copied["weights"], copied["optimizer"], snapshot.settings)
 
 
 def name_of(step: int) -> str:
@@ -54,36 +103,106 @@ def name_of(step: int) -> str:
     return f"{PREFIX}{step:08d}-{secrets.token_hex(3)}"
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
-    """Write a checkpoint into the local ``folder``, marker included."""
-    save_file(_weights(model), folder / WEIGHTS)
-    tensors, scalars, groups = _pack_optimizer(model, optimizer)
-    save_file(tensors, folder / OPTIMIZER)
-    content = {**vars(state), "optimizer": {"scalars": scalars, "groups": groups}}
-    (folder / STATE).write_text(json.dumps(content), encoding="utf-8")
-    digests = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
-    (folder / MARKER).write_text(json.dumps({"step": state.step, "sha256": digests}), encoding="utf-8")
+def step_of(name: str) -> int:
+    """The step in a checkpoint's name."""
+    return int(name.removeprefix(PREFIX).partition("-")[0])
 
 
-def upload(folder: Path, storage: Storage, name: str) -> None:
-    """Copy a checkpoint to storage, its marker last."""
-    for path in sorted(folder.iterdir()):
-        if path.name != MARKER:
-            storage.put(path, f"{name}/{path.name}")
-    storage.write(f"{name}/{MARKER}", (folder / MARKER).read_bytes())
+def look(model: nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
+    """The weights and the optimizer's state themselves, which the next step changes."""
+    tensors, scalars, groups = moments.take(_names(model, optimizer), optimizer)
+    return Snapshot(_weights(model), tensors, {"scalars": scalars, "groups": groups})
 
 
-def newest(storage: Storage, into: Path, *, first: str | None = None) -> tuple[Path | None, list[str]]:
-    """Fetch a checkpoint whose digests hold: ``first`` if it can be had, else the newest that can.
+def write(folder: Path, snapshot: Snapshot, state: State | None, rank: int = 0) -> None:
+    """Write this worker's files into the local ``folder``: its tensors, and ``state`` where it is given."""
+    if snapshot.sharded:
+        _write_part(folder, {**snapshot.weights, **snapshot.optimizer}, rank)
+    else:
+        save_file(snapshot.weights, folder / WEIGHTS)
+        save_file(snapshot.optimizer, folder / OPTIMIZER)
+    if state is not None:
+        content = {**vars(state), "optimizer": snapshot.settings}
+        (folder / STATE).write_text(json.dumps(content), encoding="utf-8")
+
+
+def upload(folder: Path, storage: Storage, name: str) -> dict[str, str]:
+    """Copy a worker's files to storage; their digests, which :func:`mark` wants."""
+    return {path.name: storage.put(path, f"{name}/{path.name}") for path in sorted(folder.iterdir())}
+
+
+def mark(storage: Storage, name: str, digests: Mapping[str, str], *, heldout: float | None = None) -> None:
+    """Write the marker, which makes a checkpoint of the files."""
+    value = {"step": step_of(name), "heldout": heldout, "sha256": digests}
+    storage.write(f"{name}/{MARKER}", json.dumps(value).encode())
+
+
+def sign(storage: Storage, name: str, rank: int, digests: Mapping[str, str]) -> None:
+    """Leave word that this worker's files are in storage."""
+    storage.write_json(f"{name}/part-{rank:05d}.json", digests)
+
+
+def signed(storage: Storage, name: str, workers: int, timeout_s: float) -> dict[str, str]:
+    """The digests of all workers' files, when each has left word.
+
+    Raises:
+        TimeoutError: one has not, within ``timeout_s``.
+    """
+    end = time.monotonic() + timeout_s
+    digests: dict[str, str] = {}
+    for rank in range(workers):
+        while (part := storage.read_json(f"{name}/part-{rank:05d}.json")) is None:
+            if time.monotonic() > end:
+                raise TimeoutError(f"{storage.uri}/{name}: no word of worker {rank}")
+            time.sleep(PARTS_EVERY_S)
+        digests.update(part)
+    return digests
+
+
+def _write_part(folder: Path, tensors: dict[str, torch.Tensor], rank: int) -> None:
+    """This worker's part of sharded tensors, each with its place in the whole, without asking the others."""
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.save(tensors, storage_writer=writer, no_dist=True)
+    for written in folder.glob("shard-*.safetensors"):  # one, or none where the worker has no part
+        written.rename(folder / f"rank-{rank:05d}.safetensors")
+
+
+def complete(storage: Storage) -> list[Kept]:
+    """The checkpoints in storage that have a marker, by step."""
+    found = []
+    for name in storage.folders():
+        if name.startswith(PREFIX) and (marker := _marker(storage, name)) is not None:
+            found.append(Kept(name, marker.get("heldout")))
+    return found
+
+
+def retain(storage: Storage, *, newest: int, best: int) -> None:
+    """Delete the checkpoints that need not stay."""
+    for name in superfluous(complete(storage), newest=newest, best=best):
+        storage.below(name).clear()
+
+
+def _marker(storage: Storage, name: str) -> dict[str, Any] | None:
+    """``None`` when there is none that can be read."""
+    try:
+        marker = storage.read_json(f"{name}/{MARKER}")
+    except ValueError:
+        return None
+    return marker if isinstance(marker, dict) else None
+
+
+def newest(storage: Storage, into: Path, *, every: int = 1) -> tuple[Path | None, list[str]]:
+    """Fetch the newest checkpoint whose digests hold, of those at a multiple of ``every`` steps.
 
     Returns:
-        Its local folder below ``into``, if there is one, and why others were passed over.
+        Its local folder below ``into``, which has its name, and why others were passed over.
     """
     passed_over = []
     kept = [name for name in reversed(storage.folders()) if name.startswith(PREFIX)]
-    for name in ([first] if first in kept else []) + [name for name in kept if name != first]:
-        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=into))
-        problem = fetch(storage, name, folder)
+    for name in (name for name in kept if step_of(name) % every == 0):
+        problem = fetch(storage, name, folder := into / name)
         if problem is None:
             return folder, passed_over
         passed_over.append(f"{storage.uri}/{name}: {problem}")
@@ -98,7 +217,8 @@ def tidy(storage: Storage) -> None:
 
 
 def fetch(storage: Storage, name: str, folder: Path) -> str | None:
-    """Copy a checkpoint from storage into ``folder``; the reason when it is not one."""
+    """Copy a checkpoint from storage into ``folder``, which may not be there yet; what is wrong with it."""
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         marker = storage.read_json(f"{name}/{MARKER}")
     except ValueError:
@@ -106,7 +226,7 @@ def fetch(storage: Storage, name: str, folder: Path) -> str | None:
     if marker is None:
         return "it has no marker: its upload did not end"
     for file, expected in marker["sha256"].items():
-        if file not in (WEIGHTS, OPTIMIZER, STATE):
+        if not KNOWN.fullmatch(file):
             return f"its marker names {file!r}, which is no part of a checkpoint"
         try:
             actual = storage.fetch(f"{name}/{file}", folder / file)
@@ -125,39 +245,28 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> St
     """
     content = json.loads((folder / STATE).read_text(encoding="utf-8"))
     packed = content.pop("optimizer")
-    weights = load_file(folder / WEIGHTS)
     mine = _weights(model)
-    if weights.keys() != mine.keys():
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    stored: Any = reader.read_metadata().state_dict_metadata
+    if {key for key in stored if "/" not in key} != mine.keys():
         raise ValueError(f"{folder.name}: its weights have other names than the model's")
-    with torch.no_grad():
-        for name, tensor in mine.items():
-            tensor.copy_(weights[name])
-    _unpack_optimizer(model, optimizer, load_file(folder / OPTIMIZER), packed["scalars"], packed["groups"])
+    tensors = {key: _room_for(key, meta, mine) for key, meta in stored.items()}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    state = {key: tensor for key, tensor in tensors.items() if "/" in key}
+    moments.put(_names(model, optimizer), optimizer, {**state, **packed["scalars"]}, packed["groups"])
     return State(**content)
 
 
-def generators() -> dict[str, Any]:
-    """The state of this process's random generators, as JSON values."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    found: dict[str, Any] = {
-        "torch": torch.get_rng_state().tolist(),
-        "python": random.getstate(),
-        "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, gauss],
-    }
-    if torch.cuda.is_available():
-        found["cuda"] = torch.cuda.get_rng_state().tolist()
-    return found
-
-
-def restore_generators(found: Mapping[str, Any]) -> None:
-    """Put the random generators back where :func:`generators` found them."""
-    torch.set_rng_state(torch.tensor(found["torch"], dtype=torch.uint8))
-    version, internal, gauss = found["python"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, *rest = found["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    if "cuda" in found and torch.cuda.is_available():
-        torch.cuda.set_rng_state(torch.tensor(found["cuda"], dtype=torch.uint8))
+def _room_for(key: str, meta: Any, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Where a stored tensor is read to: the weight itself, or new memory that is sharded like it."""
+    if key in weights:
+        return weights[key]
+    weight = weights[key.rpartition("/")[0]]
+    if weight.shape == meta.size:
+        return torch.zeros_like(weight, dtype=meta.properties.dtype)
+    return torch.zeros(meta.size, dtype=meta.properties.dtype)
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -167,10 +276,15 @@ def plain(model: nn.Module) -> nn.Module:
 
 
 def not_finite(model: nn.Module) -> str | None:
-    """Name of a trained parameter with a value that is not finite, if there is one."""
-    trained = _weights(model)
+    """Name of a trained parameter with a value that is not finite, if this worker has one."""
+    trained = {name: _local(weights) for name, weights in _weights(model).items()}
     sick = torch.stack([~torch.isfinite(weights).all() for weights in trained.values()])
     return next((name for name, is_sick in zip(trained, sick.tolist(), strict=True) if is_sick), None)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This worker's part."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -182,40 +296,3 @@ def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     """Names of the optimizer's parameters, in its own order."""
     by_id = {id(parameter): name for name, parameter in plain(model).named_parameters()}
     return [by_id[id(p)] for group in optimizer.param_groups for p in group["params"]]
-
-
-def _pack_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[dict[str, Any]]]:
-    names = _names(model, optimizer)
-    whole = optimizer.state_dict()
-    tensors: dict[str, torch.Tensor] = {}
-    scalars: dict[str, Any] = {}
-    for index, values in whole["state"].items():
-        for key, value in values.items():
-            place = f"{names[index]}/{key}"
-            if isinstance(value, torch.Tensor):
-                tensors[place] = value.detach().contiguous()
-            else:
-                scalars[place] = value
-    return tensors, scalars, whole["param_groups"]
-
-
-def _unpack_optimizer(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    tensors: Mapping[str, torch.Tensor],
-    scalars: Mapping[str, Any],
-    groups: Sequence[Mapping[str, Any]],
-) -> None:
-    index_of = {name: index for index, name in enumerate(_names(model, optimizer))}
-    state: dict[int, dict[str, Any]] = {}
-    for place, value in {**tensors, **scalars}.items():
-        name, _, key = place.rpartition("/")
-        state.setdefault(index_of[name], {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": [dict(group) for group in groups]})
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,11 +21,14 @@ OPERATIONAL = {
     "run": {
         "storage",
         "max_failures",
+        "checkpoint",
         "keep_checkpoints",
+        "keep_best_checkpoints",
         "checkpoint_every",
         "evaluate_every",
         "accumulate",
     },
+    "search": {"max_concurrent"},
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -48,6 +49,18 @@ class Step:
     loss: torch.Tensor  # () nats per token, over all workers
     grad_norm: torch.Tensor  # () before clipping
     learning_rate: float
+    applied: bool = True
+    """Whether the weights have changed: not by a step that stood out."""
+
+
+class Guard(Protocol):
+    """Looks at each step before its update; the same on all workers."""
+
+    factor: float
+    """What the schedule's rate is multiplied by."""
+
+    def allows(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor) -> bool:
+        """Whether the update may be applied."""
 
 
 def train(
@@ -58,6 +71,7 @@ def train(
     *,
     clip_norm: float,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    guard: Guard | None = None,
     start: int = 0,
     after_step: Callable[[Step], None],
 ) -> None:
@@ -68,7 +82,7 @@ def train(
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for step in range(start, schedule.steps):
-        rate = schedule.rate(step)
+        rate = schedule.rate(step) * (guard.factor if guard else 1.0)
         for group in optimizer.param_groups:
             group["lr"] = rate
         passes = batches.at(step)
@@ -82,11 +96,13 @@ def train(
                 (loss * batches.share.size).backward()
             step_loss += loss.detach()
         grad_norm = nn.utils.clip_grad_norm_(trained, clip_norm)  # ()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
         if batches.share.size > 1:
             dist.all_reduce(step_loss)
-        after_step(Step(step + 1, step_loss, grad_norm, rate))
+        applied = guard is None or guard.allows(step, step_loss, grad_norm)
+        if applied:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        after_step(Step(step + 1, step_loss, grad_norm, rate, applied))
 
 
 def token_loss(model: nn.Module, batch: Batch) -> torch.Tensor:

@@ -34,6 +34,7 @@ class Recorder:
         self._flush_every_s = flush_every_s
         self._last: dict[str, int] | None = None
         self._waiting: list[Point] = []
+        self._notes: dict[str, Callable[[], None]] = {}
         self._changed = threading.Condition()
         self._closing = False
         self.problem: Exception | None = None
@@ -46,6 +47,11 @@ class Recorder:
         with self._changed:
             self._waiting.extend(points)
 
+    def note(self, name: str, send: Callable[[], None]) -> None:
+        """Take something that is no point, such as a tag, sent by ``send``; a later one takes its place."""
+        with self._changed:
+            self._notes[name] = send
+
     def pending(self) -> list[dict[str, Any]]:
         """Points that MLflow has not confirmed, as JSON values."""
         with self._changed:
@@ -57,13 +63,13 @@ class Recorder:
             self._closing = True
             self._changed.notify_all()
         self._thread.join(timeout_s)
-        return not self._waiting
+        return not self._waiting and not self._notes
 
     def _run(self) -> None:
         while True:
             sent = self._flush()
             with self._changed:
-                if self._closing and not self._waiting:
+                if self._closing and not self._waiting and not self._notes:
                     return
                 if sent and self._closing:
                     continue
@@ -71,13 +77,15 @@ class Recorder:
 
     def _flush(self) -> bool:
         with self._changed:
-            batch = list(self._waiting)
+            batch, notes = list(self._waiting), dict(self._notes)
         try:
             if self._last is None:
                 self._last = self._known()
             fresh = [point for point in batch if point.step > self._last.get(point.key, -1)]
             if fresh:
                 self._send(fresh)
+            for send in notes.values():
+                send()
         except Exception as error:  # whatever it was, the points are kept and sent again
             self.problem = error
             return False
@@ -86,6 +94,8 @@ class Recorder:
             self._last[point.key] = point.step
         with self._changed:
             del self._waiting[: len(batch)]
+            for name in [name for name, send in notes.items() if self._notes[name] is send]:
+                del self._notes[name]
         return True
 
 

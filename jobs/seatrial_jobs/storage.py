@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -18,6 +19,8 @@ CHUNK_BYTES = 1 << 20
 HOPELESS = re.compile(
     r"HTTP status 40[0134]|ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_|SIGNATURE|AccessDenied|InvalidAccessKey"
 )
+
+LASTING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
 
 @dataclass(frozen=True)
@@ -90,14 +93,17 @@ class Storage:
         """Put a JSON file, whole or not at all."""
         self.write(name, json.dumps(value, indent=2, sort_keys=True).encode() + b"\n")
 
-    def put(self, local: Path, name: str) -> None:
-        """Copy a local file here, in pieces."""
+    def put(self, local: Path, name: str) -> str:
+        """Copy a local file here, in pieces, and return its SHA-256."""
         filesystem, path = self.connect()
         target = f"{path}/{name}"
         filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+        digest = hashlib.sha256()
         with local.open("rb") as source, filesystem.open_output_stream(target) as stream:
             for piece in _pieces(source):
+                digest.update(piece)
                 stream.write(piece)
+        return digest.hexdigest()
 
     def fetch(self, name: str, local: Path) -> str:
         """Copy a file from here to ``local`` and return its SHA-256."""
@@ -124,6 +130,13 @@ class Storage:
         filesystem, path = self.connect()
         if filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
             filesystem.delete_dir(path)
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed a minute later: a full disk, a lost mount, a server away."""
+    if not isinstance(error, OSError):
+        return isinstance(error, RetryableError)
+    return error.errno not in LASTING and not HOPELESS.search(str(error))
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def fit(
         TrainingError: naming the last failure.
     """
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -67,7 +67,7 @@ def fit(
     spec = make_spec(ray.put)
     recipe: Recipe = spec.recipe
     on_gpu = _on_gpu(recipe)
-    resources = {"CPU": recipe.resources.cpus_per_worker, **({"GPU": 1.0} if on_gpu else {})}
+    resources = _each(recipe)
     _warn_if_too_small(recipe, resources)
     with answering(place):
         filesystem, path = place.connect()
@@ -81,7 +81,6 @@ def fit(
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=recipe.run.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=recipe.run.keep_checkpoints),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -89,6 +88,16 @@ def fit(
         return trainer.fit().return_value
     except TrainingFailedError as error:
         raise TrainingError(_cause(error)) from error
+
+
+def needs(recipe: Recipe) -> dict[str, float]:
+    """Resources of all workers of a job."""
+    return {name: each * recipe.resources.workers for name, each in _each(recipe).items()}
+
+
+def _each(recipe: Recipe) -> dict[str, float]:
+    """Resources of one worker."""
+    return {"CPU": recipe.resources.cpus_per_worker, **({"GPU": 1.0} if _on_gpu(recipe) else {})}
 
 
 def _on_gpu(recipe: Recipe) -> bool:

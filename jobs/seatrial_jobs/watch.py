@@ -1,37 +1,30 @@
-"""What a worker does between steps: it hands measurements over, evaluates and saves."""
+"""What a worker does between steps: it hands measurements over, evaluates and has checkpoints kept."""
 
 from __future__ import annotations
 
 import math
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray.train
 import torch
-import torch.distributed as dist
 from torch import nn
 
+from seatrial.config.run import SpikesSection
 from seatrial.registry import runs
-from seatrial_jobs import checkpoint, ledger
 from seatrial_jobs.batches import Batches, Share
 from seatrial_jobs.data.pack import Packed
 from seatrial_jobs.evaluate import heldout_loss
+from seatrial_jobs.guard import Guard
+from seatrial_jobs.keeper import Keeper
 from seatrial_jobs.loop import Schedule, Step
 from seatrial_jobs.recorder import Recorder, point
-
-if TYPE_CHECKING:
-    from seatrial_jobs.worker import Spec
+from seatrial_jobs.spec import HopelessError, Spec
 
 HAND_OVER_S = 1.0
 """Seconds between two readings of the losses, which on a GPU wait for it."""
-
-
-class HopelessError(Exception):
-    """Training cannot go on, on any worker, however often it is tried."""
 
 
 class Watch:
@@ -52,10 +45,11 @@ class Watch:
         apart: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.spec, self.share, self.schedule = spec, share, schedule
-        self.model, self.optimizer = model, optimizer
+        self.spec, self.share, self.schedule, self.model = spec, share, schedule, model
         self.heldout, self.autocast, self.recorder = heldout, autocast, recorder
-        self.tokens_digest, self.apart, self._clock = tokens_digest, apart, clock
+        self.apart, self._clock = apart, clock
+        self.keeper = Keeper(spec, share, model, optimizer, schedule, recorder, tokens_digest=tokens_digest)
+        self.guard: Guard | None = None
         self._steps: list[Step] = []
         self._tokens = 0.0
         self._since = self._handed_over = clock()
@@ -63,31 +57,33 @@ class Watch:
 
     def restore(self) -> int:
         """Continue from the newest checkpoint that holds, if there is one; the number of steps done."""
-        given = ray.train.get_checkpoint()
-        first = given.path.rstrip("/").rpartition("/")[2] if given else None
-        with tempfile.TemporaryDirectory() as place:
-            folder, passed_over = checkpoint.newest(self.spec.storage, Path(place), first=first)
-            if self.share.rank == 0 and passed_over:
-                self._tag({"seatrial.passed_over": "; ".join(passed_over)[:5000]})
-            if folder is None:
-                return 0
-            state = checkpoint.load(folder, self.model, self.optimizer)
-        for what, kept, mine in (
-            ("has another schedule", state.schedule, vars(self.schedule)),
-            ("was trained on other tokens", state.tokens_digest, self.tokens_digest),
-        ):
-            if kept != mine:
-                raise HopelessError(f"checkpoint of step {state.step} {what}: start again with --force")
-        if self.share.rank < len(state.generators):
-            checkpoint.restore_generators(state.generators[self.share.rank])
-        if self.recorder is not None:
-            self.recorder.add(runs.Point(**value) for value in state.unlogged)
-            checkpoint.tidy(self.spec.storage)
-            self._tag({"seatrial.resumed_at": str(state.step)})
+        state = self.keeper.restore()
+        if state is None:
+            return 0
+        if self.guard is not None and state.guard is not None:
+            self.guard.remember(state.guard)
         return state.step
 
-    def _tag(self, tags: dict[str, str]) -> None:
-        runs.set_tags(self.spec.run_id, tags, uri=self.spec.mlflow_uri)
+    def watch_for_spikes(self, settings: SpikesSection, batches: Batches) -> Guard:
+        """A guard whose memory is kept in the checkpoints and whose events are told in MLflow."""
+        self.guard = Guard(settings, batches.rows, self._go_back, self._tell_spikes, self.share.size)
+        return self.guard
+
+    def _go_back(self) -> tuple[int, Mapping[str, Any]] | None:
+        state = self.keeper.go_back()
+        return None if state is None or state.guard is None else (state.step, state.guard)
+
+    def _tell_spikes(self, events: list[dict[str, Any]]) -> None:
+        if self.recorder is None:
+            return
+        run_id, uri, last = self.spec.run_id, self.spec.mlflow_uri, events[-1]
+        table = {key: [event[key] for event in events] for key in last}
+        tags = {
+            "seatrial.spikes": str(len(events)),
+            "seatrial.last_spike": f"step {last['step']}: {last['what']}, {last['action']}",
+        }
+        self.recorder.note("spikes.json", lambda: runs.log_json(run_id, "spikes.json", table, uri=uri))
+        self.recorder.note("seatrial.spikes", lambda: runs.set_tags(run_id, tags, uri=uri))
 
     def begin(self, batches: Batches) -> None:
         """Start the clock."""
@@ -103,10 +99,11 @@ class Watch:
         if not (evaluate or save or self._clock() - self._handed_over > HAND_OVER_S):
             return
         self._hand_over(check=evaluate or save)
-        if evaluate:
-            self.evaluate(step.number)
+        heldout = self.evaluate(step.number) if evaluate else None
         if save:
-            self._save(step.number)
+            memory = self.guard.memory() if self.guard is not None else None
+            wait = last or run.checkpoint == "sync"
+            self.keeper.save(step.number, heldout=heldout, guard=memory, wait=wait)
         self._since = self._handed_over = self._clock()
 
     def evaluate(self, step: int) -> float | None:
@@ -120,6 +117,7 @@ class Watch:
         )
         if self.recorder is not None and math.isfinite(loss):
             self.recorder.add([point("eval/loss", loss, step)])
+        ray.train.report({"step": step, "eval/loss": loss})  # for Ray Tune, where it listens
         return loss
 
     def _hand_over(self, *, check: bool) -> None:
@@ -135,46 +133,14 @@ class Watch:
                     {"train/loss": loss, "train/learning_rate": step.learning_rate, "train/grad_norm": norm},
                 )
             self._record(steps[-1].number, {"train/tokens_per_s": tokens_per_s})
-        self._worst = max([self._worst, *(loss for loss, _ in values)], key=_badness)
+        applied = [loss for step, (loss, _) in zip(steps, values, strict=True) if step.applied]
+        self._worst = max([self._worst, *applied], key=_badness)
         if check and not math.isfinite(self._worst):
             raise HopelessError(f"the loss became {self._worst}: lower run.learning_rate or mend the data")
 
     def _record(self, step: int, measured: dict[str, float]) -> None:
         assert self.recorder is not None  # noqa: S101
         self.recorder.add(point(key, value, step) for key, value in measured.items() if math.isfinite(value))
-
-    def _save(self, step: int) -> None:
-        """Gather what an exact resume needs, and report it to Ray Train, which keeps the newest ones."""
-        if (name := checkpoint.not_finite(self.model)) is not None:
-            raise HopelessError(
-                f"after step {step} the weights {name} are not finite: lower run.learning_rate"
-            )
-        generators = [checkpoint.generators()]
-        if self.share.size > 1:
-            gathered: list[Any] = [None] * self.share.size
-            dist.all_gather_object(gathered, generators[0])
-            generators = gathered
-        if self.share.rank != 0:
-            ray.train.report({"step": step})
-            return
-        assert self.recorder is not None  # noqa: S101
-        state = checkpoint.State(
-            step, vars(self.schedule), generators, self.recorder.pending(), self.tokens_digest
-        )
-        with tempfile.TemporaryDirectory() as place:
-            checkpoint.save(Path(place), self.model, self.optimizer, state)
-            ray.train.report(
-                {"step": step},
-                checkpoint=ray.train.Checkpoint.from_directory(place),
-                checkpoint_dir_name=checkpoint.name_of(step),
-                checkpoint_upload_fn=self._upload,
-            )
-
-    def _upload(self, local: Any, name: str) -> Any:
-        ledger.require_owner(self.spec.storage, self.spec.driver)
-        checkpoint.upload(Path(local.path), self.spec.storage, name)
-        place = ray.train.get_context().get_storage()
-        return ray.train.Checkpoint(f"{place.experiment_fs_path}/{name}", filesystem=place.storage_filesystem)
 
 
 def _badness(value: float) -> float:

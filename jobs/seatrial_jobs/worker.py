@@ -22,46 +22,19 @@ from seatrial.config.method import FullMethod
 from seatrial.config.recipe import PretrainRecipe, TrainRecipe
 from seatrial.errors import UserError
 from seatrial.registry import runs, versions
-from seatrial.registry.manifest import BaseRef
 from seatrial_jobs import checkpoint, ledger, methods
 from seatrial_jobs.batches import Batches, Share
 from seatrial_jobs.data.pack import Packed
-from seatrial_jobs.evaluate import Question, Scores, answer, failed_gates, score
+from seatrial_jobs.evaluate import Scores, answer, failed_gates, score
 from seatrial_jobs.export.version import write_version
 from seatrial_jobs.loop import Schedule, autocast_for, has_bfloat16, optimizer_for, train
 from seatrial_jobs.prepare import load_tokenizer, write_files
 from seatrial_jobs.probe import keeps_apart
 from seatrial_jobs.recorder import Recorder, point
-from seatrial_jobs.storage import Storage
-from seatrial_jobs.watch import HopelessError, Watch
+from seatrial_jobs.spec import HopelessError, Spec
+from seatrial_jobs.watch import Watch
 
 DRAIN_TIMEOUT_S = 600.0
-
-
-@dataclass(frozen=True)
-class Spec:
-    """A job as its workers see it."""
-
-    recipe: TrainRecipe | PretrainRecipe
-    steps: int
-    data: Any
-    """Object reference to (train, heldout): :class:`Packed` and :class:`Packed` or None."""
-    questions: list[Question]
-    base_path: str | None
-    base: BaseRef | None
-    tokenizer_files: dict[str, str] | None
-    storage: Storage
-    """The job's own place."""
-    driver: str
-    run_id: str
-    mlflow_uri: str
-    data_digest: str
-    code_digest: str
-
-    @property
-    def method_name(self) -> str:
-        """What the manifest says made the weights."""
-        return self.recipe.method.type if isinstance(self.recipe, TrainRecipe) else "pretrain"
 
 
 @dataclass
@@ -118,8 +91,9 @@ def _work(spec: Spec, share: Share, recorder: Recorder | None) -> Outcome:
         tokens_digest=train_rows.digest,
         apart=apart,
     )
-    start = watch.restore()
     batches = Batches(train_rows, run.batch_rows, run.accumulate, run.seed, share, apart=apart)
+    guard = watch.watch_for_spikes(run.spikes, batches) if run.spikes else None
+    start = watch.restore()
     watch.begin(batches)
     train(
         model,
@@ -128,6 +102,7 @@ def _work(spec: Spec, share: Share, recorder: Recorder | None) -> Outcome:
         schedule,
         clip_norm=run.clip_norm,
         autocast=autocast,
+        guard=guard,
         start=start,
         after_step=watch,
     )
@@ -137,7 +112,7 @@ def _work(spec: Spec, share: Share, recorder: Recorder | None) -> Outcome:
             raise RuntimeError(
                 f"MLflow at {spec.mlflow_uri} did not take the measurements: {recorder.problem}"
             )
-        if not outcome.reasons:
+        if spec.export and not outcome.reasons:
             outcome.manifest = _export(spec, checkpoint.plain(model), method)
     return outcome
 

@@ -18,7 +18,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests have no packages, and this folder has a helper
 
-from job_processes import MARK, Cluster, Job, Start, kill, until
+from job_processes import MARK, Cluster, Job, S3Server, Start, kill, until
 
 WORDS = [
     "alpha",
@@ -34,6 +34,14 @@ WORDS = [
     "lambda",
     "mu",
 ]
+
+S3_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "seatrial",
+    "AWS_SECRET_ACCESS_KEY": "seatrial-secret",
+    "AWS_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+}
 
 
 @pytest.fixture(scope="session")
@@ -96,11 +104,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, mlflow_uri: str) -> Iterat
         "MLFLOW_TRACKING_URI": mlflow_uri,
         "SEATRIAL_HOME": str(tmp_path_factory.mktemp("home")),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "AWS_ACCESS_KEY_ID": "seatrial",
-        "AWS_SECRET_ACCESS_KEY": "seatrial-secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        **S3_ENVIRONMENT,
     }
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--num-cpus=4", "--block"),
@@ -151,6 +155,21 @@ def start_job(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
     for job in started:
         if job.process.poll() is None:
             job.kill()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server that tests of the whole session share; whoever stops it starts it again."""
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process may ask the S3 server as well."""
+    for key, value in S3_ENVIRONMENT.items():
+        monkeypatch.setenv(key, value)
 
 
 def _free_ports(count: int) -> list[int]:

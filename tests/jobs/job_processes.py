@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 
 MARK = "SEATRIAL_TEST_CLUSTER"
@@ -66,6 +69,40 @@ class Job:
 
 
 Start = Callable[..., Job]
+
+
+class S3Server:
+    """A real S3 server on a directory, which can go away and come back at the same address."""
+
+    def __init__(self, place: Path) -> None:
+        (place / "bucket").mkdir(parents=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        rclone = str(Path(sys.executable).parent / "rclone")
+        self._command = [rclone, "serve", "s3", str(place), f"--addr={self.address}"]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        command = [*self._command, "--auth-key=seatrial,seatrial-secret"]
+        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        until(self._answers, timeout_s=30)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(10)
+            self._process = None
+
+    def uri(self, prefix: str) -> str:
+        return f"s3://bucket/{prefix}?endpoint_override={self.address}&scheme=http"
+
+    def _answers(self) -> bool:
+        try:
+            return httpx.get(f"http://{self.address}").status_code < 500
+        except httpx.TransportError:
+            return False
 
 
 def lora_recipe(base: Path, data: Path, storage: Path | str, **run: Any) -> dict[str, Any]:

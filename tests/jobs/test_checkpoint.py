@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from seatrial_jobs import checkpoint
+from seatrial_jobs import checkpoint, generators
 from seatrial_jobs.checkpoint import State
 from seatrial_jobs.storage import Storage
 
@@ -42,11 +42,16 @@ def step(net: Net, optimizer: torch.optim.Optimizer) -> float:
 
 
 def save(net: Net, optimizer: torch.optim.Optimizer, storage: Storage, place: Path, at: int) -> str:
+    return keep(
+        net, optimizer, storage, place, State(at, {"peak": 0.1}, [generators.states()], [{"key": "k"}])
+    )
+
+
+def keep(net: Net, optimizer: torch.optim.Optimizer, storage: Storage, place: Path, state: State) -> str:
     place.mkdir(exist_ok=True)
-    state = State(at, {"peak": 0.1}, [checkpoint.generators()], [{"key": "k"}])
-    checkpoint.save(place, net, optimizer, state)
-    name = checkpoint.name_of(at)
-    checkpoint.upload(place, storage, name)
+    name = checkpoint.name_of(state.step)
+    checkpoint.write(place, checkpoint.look(net, optimizer), state)
+    checkpoint.mark(storage, name, checkpoint.upload(place, storage, name), heldout=state.heldout)
     return name
 
 
@@ -70,7 +75,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_happened(storage: 
     assert not passed_over
     state = checkpoint.load(folder, other, its_optimizer)
     assert (state.step, state.unlogged) == (3, [{"key": "k"}])
-    checkpoint.restore_generators(state.generators[0])
+    generators.restore(state.generators[0])
     assert [step(other, its_optimizer) for _ in range(5)] == expected
     assert (random.random(), np.random.random(), float(torch.rand(()))) == drawn  # noqa: S311
 
@@ -107,7 +112,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
         marker = json.loads((newer / "marker.json").read_text())
         marker["sha256"]["../../outside"] = "0"
         (newer / "marker.json").write_text(json.dumps(marker))
-    folder, passed_over = checkpoint.newest(storage, tmp_path, first=newer.name)
+    folder, passed_over = checkpoint.newest(storage, tmp_path)
     assert folder is not None
     assert "00000001" in folder.name
     assert len(passed_over) == 1
@@ -117,7 +122,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 def test_the_marker_is_uploaded_last(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     order: list[str] = []
     put, write = Storage.put, Storage.write
-    monkeypatch.setattr(Storage, "put", lambda s, local, name: (order.append(name), put(s, local, name)))
+    monkeypatch.setattr(Storage, "put", lambda s, local, name: order.append(name) or put(s, local, name))
     monkeypatch.setattr(
         Storage, "write", lambda s, name, content: (order.append(name), write(s, name, content))
     )
@@ -136,10 +141,7 @@ def test_tidying_deletes_unfinished_uploads_only(storage: Storage, tmp_path: Pat
 
 def test_a_checkpoint_keeps_the_digest_of_the_tokens_it_was_trained_on(storage: Storage, tmp_path: Path):
     net, optimizer = fresh(0)
-    place = tmp_path / "local"
-    place.mkdir()
-    checkpoint.save(place, net, optimizer, State(1, {}, [], tokens_digest="abc"))
-    checkpoint.upload(place, storage, checkpoint.name_of(1))
+    keep(net, optimizer, storage, tmp_path / "local", State(1, {}, [], tokens_digest="abc"))
     folder, _ = checkpoint.newest(storage, tmp_path)
     assert folder is not None
     assert checkpoint.load(folder, net, optimizer).tokens_digest == "abc"

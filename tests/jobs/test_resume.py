@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from job_processes import Cluster, Job, Start, lora_recipe, until
+from job_processes import Cluster, Job, S3Server, Start, lora_recipe, until
 
 from seatrial.registry import runs, versions
 from seatrial.registry.client import connect
@@ -101,42 +96,11 @@ def test_a_killed_worker_leaves_the_losses_as_they_were(
     assert_same(job, reference[0], mlflow_uri)
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An S3 server on a directory; its address."""
-    place = tmp_path_factory.mktemp("s3")
-    (place / "bucket").mkdir()
-    rclone = Path(sys.executable).parent / "rclone"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [
-            *(str(rclone), "serve", "s3", str(place)),
-            f"--addr=127.0.0.1:{port}",
-            "--auth-key=seatrial,seatrial-secret",
-        ],
-        stderr=subprocess.DEVNULL,
-    )
-    until(lambda: _answers(f"http://127.0.0.1:{port}"), timeout_s=30)
-    yield f"127.0.0.1:{port}"
-    server.terminate()
-    server.wait(10)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url).status_code < 500
-    except httpx.TransportError:
-        return False
-
-
 def test_a_killed_driver_continues_from_s3_when_it_is_run_again(
-    reference: tuple[Job, dict[str, Any]], start_job: Start, cluster: Cluster, mlflow_uri: str, s3: str
+    reference: tuple[Job, dict[str, Any]], start_job: Start, cluster: Cluster, mlflow_uri: str, s3: S3Server
 ) -> None:
     _, recipe = reference
-    storage = f"s3://bucket/jobs?endpoint_override={s3}&scheme=http"
-    values = {**recipe, "run": {**recipe["run"], "storage": storage}}
+    values = {**recipe, "run": {**recipe["run"], "storage": s3.uri("jobs")}}
     first = start_job(values)
     until(lambda: step_reached(mlflow_uri, first, 12))
     first.kill()

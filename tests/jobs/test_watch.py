@@ -13,14 +13,16 @@ from torch import nn
 
 from seatrial.config.run import RunSection
 from seatrial.registry.runs import Point
-from seatrial_jobs import checkpoint
+from seatrial_jobs import checkpoint, generators
 from seatrial_jobs.batches import Batches, Share
 from seatrial_jobs.data.chat import Encoded
 from seatrial_jobs.data.pack import pack
+from seatrial_jobs.keeper import Keeper
 from seatrial_jobs.loop import Schedule, Step
 from seatrial_jobs.recorder import Recorder
+from seatrial_jobs.spec import HopelessError
 from seatrial_jobs.storage import Storage
-from seatrial_jobs.watch import HopelessError, Watch
+from seatrial_jobs.watch import Watch
 
 ALONE = Share(0, 1, torch.device("cpu"))
 ROWS = pack([Encoded(list(range(1, 17)), list(range(1, 17)))] * 8, 16)
@@ -110,13 +112,12 @@ def test_a_checkpoint_of_other_tokens_is_not_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str, reason: str | None
 ):
     bench = Bench(tmp_path)
-    monkeypatch.setattr("ray.train.get_checkpoint", lambda: None)
-    monkeypatch.setattr(Watch, "_tag", lambda *_: None)  # no MLflow here
-    state = checkpoint.State(7, vars(Schedule(1.0, 0, 100)), [checkpoint.generators()], tokens_digest=kept)
-    place = tmp_path / "local"
+    monkeypatch.setattr(Keeper, "_tag", lambda *_: None)  # no MLflow here
+    state = checkpoint.State(7, vars(Schedule(1.0, 0, 100)), [generators.states()], tokens_digest=kept)
+    place, name = tmp_path / "local", checkpoint.name_of(7)
     place.mkdir()
-    checkpoint.save(place, bench.model, bench.optimizer, state)
-    checkpoint.upload(place, bench.spec.storage, checkpoint.name_of(7))
+    checkpoint.write(place, checkpoint.look(bench.model, bench.optimizer), state)
+    checkpoint.mark(bench.spec.storage, name, checkpoint.upload(place, bench.spec.storage, name))
     watch = bench.made(tokens_digest="these")
     if reason is None:
         assert watch.restore() == 7

@@ -17,8 +17,8 @@ from seatrial.registry.runs import Point
 from seatrial_jobs import ledger, worker
 from seatrial_jobs.batches import Share
 from seatrial_jobs.recorder import Recorder, point
+from seatrial_jobs.spec import HopelessError
 from seatrial_jobs.storage import Storage
-from seatrial_jobs.watch import HopelessError
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,21 @@ from pydantic import Field, model_validator
 from seatrial.config.section import PositiveInt, Section, Share
 
 
+class SpikesSection(Section):
+    """What to do about a step whose loss or gradient stands out, before its update is applied."""
+
+    action: Literal["skip", "rollback", "lower_lr", "stop"] = "skip"
+    """Leave its update out; that and all since the last checkpoint; that and lower the rate; or end the job."""
+    threshold: Annotated[float, Field(gt=0)] = 10.0
+    """Distance from the median, in robust standard deviations (1.4826 MAD), from which on it is a spike."""
+    window: Annotated[int, Field(ge=8, le=4096)] = 64
+    """Latest ordinary steps that a step is compared with; half of them must have been seen first."""
+    lr_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """What `lower_lr` multiplies the rate by, each time."""
+    max_events: PositiveInt = 10
+    """Spikes after which the job ends."""
+
+
 class RunSection(Section):
     """The training run: length, batches, schedule, checkpoints."""
 
@@ -38,8 +53,14 @@ class RunSection(Section):
     """Steps between two measurements of the held-out loss; the end is always measured."""
     checkpoint_every: PositiveInt | None = None
     """Steps between two checkpoints; the end is always kept."""
+    checkpoint: Literal["async", "sync"] = "async"
+    """Whether training goes on while a checkpoint is written and uploaded, or waits for it."""
     keep_checkpoints: PositiveInt = 2
-    """Checkpoints kept in storage."""
+    """Newest checkpoints kept in storage."""
+    keep_best_checkpoints: Annotated[int, Field(ge=0)] = 1
+    """Checkpoints kept besides, by the held-out loss at their step; `evaluate_every` must meet their steps."""
+    spikes: SpikesSection | None = None
+    """Watch for steps whose loss or gradient stands out; without it only a loss that is no number ends the job."""
     storage: str = "runs/jobs"
     """Directory or `s3://bucket/prefix` that every worker can write to."""
     max_failures: Annotated[int, Field(ge=0)] = 3
