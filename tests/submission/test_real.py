@@ -275,14 +275,14 @@ def everything(folder: Path) -> dict[str, int]:
 
 def test_a_training_job_goes_through_the_queue_and_says_early_when_it_will_have_ended(stack: Stack) -> None:
     write_recipe(stack.folder, 400)
-    before, jobs_before = everything(stack.folder), stack.run("jobs", "list").stdout
+    before, jobs_before = everything(stack.folder), stack.run("jobs", "list", "--json").stdout
     dry = stack.run("train", "recipe.yaml", "--dry-run")
     assert dry.returncode == 0, dry.stderr
     assert [line.split()[0] for line in dry.stdout.splitlines()] == [
         *("data", "tokens", "steps", "workers", "parameters", "memory", "estimated", "GPU-hours")
     ]
     assert everything(stack.folder) == before
-    assert stack.run("jobs", "list").stdout == jobs_before
+    assert stack.run("jobs", "list", "--json").stdout == jobs_before
     assert runs_of(stack) == []
 
     began, heard = time.monotonic(), []
