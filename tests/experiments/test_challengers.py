@@ -16,7 +16,7 @@ from seatrial.experiments.policy import TrialPolicy
 from seatrial.experiments.sequential import ArmStats
 from seatrial.experiments.trial import Decision, Trial, look_at
 from seatrial.experiments.verdict import STALE_S, judge
-from tests.experiments.simulation import Case, run, share_of, skewed
+from tests.experiments.simulation import Case, run, share_of, with_history
 
 THREE = {"champion": 0.5, "challenger": 0.25, "challenger-b": 0.25}
 TWO = {"champion": 0.5, "challenger": 0.5}
@@ -226,7 +226,7 @@ def test_a_policy_that_cannot_be_is_refused(values, field):
 
 EQUAL = (
     Case("two challengers", share_of(0.3), shares=(0.5, 0.25, 0.25), units=2000),
-    Case("adjusted", skewed(0.5), {"metric": {"type": "mean", "covariate_h": 1}}, units=2000),
+    Case("adjusted", with_history(0.8), {"metric": {"type": "mean", "covariate_h": 1}}, units=2000),
     Case("planned looks", share_of(0.3), {"decision": {**PLAN, "boundary": "lan_demets_pocock"}}),
 )
 
