@@ -195,7 +195,7 @@ def _train(job: Job) -> Any:
     import ray
 
     from seatrial_jobs import trainer
-    from seatrial_jobs.follow import Follower
+    from seatrial_jobs.follow import Follower, Pace
 
     reasons: list[SeatrialError] = []
 
@@ -206,8 +206,11 @@ def _train(job: Job) -> Any:
     trainer.connect(job.recipe)
     _on_termination()  # ray.init put its own handlers in place
     check = partial(ledger.require_owner, job.storage, job.record.driver)
+    prepared, run = job.prepared, job.recipe.run
+    heldout_rows = prepared.heldout.rows if prepared.heldout else 0
+    pace = Pace.of(prepared.steps, run.evaluate_every, batch_rows=run.batch_rows, heldout_rows=heldout_rows)
     try:
-        with Follower(job.run.run_id, job.mlflow_uri, job.prepared.steps, check, stop_job):
+        with Follower(job.run.run_id, job.mlflow_uri, pace, check, stop_job):
             return trainer.fit(_spec(job), job.place, job.job_id)
     except trainer.TrainingError as error:
         with answering(job.place):
