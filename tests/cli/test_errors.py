@@ -164,7 +164,7 @@ def test_strangers_may_only_call_on_loopback(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["trian"], "No such command 'trian'. Did you mean 'train'"),
+        (["trian"], "No such command 'trian'. Did you mean 'trial', 'train'? See"),
         (["up", "--mlflow-prt", "1"], "No such option: --mlflow-prt"),
         (["up", "--mlflow-port", "high"], "Invalid value for '--mlflow-port'"),
         (["train"], "Missing argument 'RECIPE'"),

@@ -31,7 +31,7 @@ VERBS = {
     "promote": "Set an alias of a service to a version.",
     "rollback": "Point the champion back at the previous version.",
     "trial": "Look at trials, open them, end them.",
-    "power": "Say how many units and days a trial takes to find a lift.",
+    "power": "Say how many units and days a trial takes to find a lift, however often one looks.",
     "validate": "Check recipes and service files without running anything.",
     "key": "Make an API key for a service.",
     "schema": "Print the JSON schema of a configuration file.",
@@ -133,7 +133,7 @@ def main(arguments: list[str]) -> int:
         return error.exit_code
     except typer.TyperException as error:
         said = error.format_message().replace("\n", " ").replace("Value error, ", "").rstrip(".")
-        _complain(f"{said}. See `{_help_of(error)}`.")
+        _complain(f"{said}{'' if said.endswith('?') else '.'} See `{_help_of(error)}`.")
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):  # an ordinary Ctrl-C comes as exit code 130 below
         _complain("interrupted")
