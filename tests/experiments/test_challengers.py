@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from seatrial.config.trial import TrialSection
+from seatrial.config.trial import MEASURES, TrialSection
 from seatrial.experiments.assignment import Arm, TrialTable
 from seatrial.experiments.evidence import ArmEvidence, Evidence, Moments
 from seatrial.experiments.judgement import Judgement
-from seatrial.experiments.policy import TrialPolicy
+from seatrial.experiments.policy import BUILT_IN, TrialPolicy
 from seatrial.experiments.sequential import ArmStats
 from seatrial.experiments.trial import Decision, Trial, look_at
 from seatrial.experiments.verdict import STALE_S, judge
@@ -204,12 +204,23 @@ def test_a_record_of_an_older_version_replays_to_the_same_verdict():
     assert table.arms == (Arm("champion", "1", 0.5), Arm("challenger", "2", 0.5))
 
 
+def test_of_what_requests_say_by_themselves_less_is_better():
+    assert set(MEASURES) == BUILT_IN
+    rules = policy(guardrails=[{"metric": {"name": "ttft_s", "type": "quantile"}, "margin": 0.1}])
+    assert not rules.guardrails[0].metric.higher_is_better
+    assert rules.metric.higher_is_better
+    assert policy(
+        metric={"name": "requests", "type": "count", "higher_is_better": True}
+    ).metric.higher_is_better
+
+
 @pytest.mark.parametrize(
     ("values", "field"),
     [
         ({"metric": {"type": "ratio"}}, "give it to a `ratio`"),
         ({"metric": {"denominator": "requests"}}, "only to a `ratio`"),
         ({"metric": {"type": "quantile", "covariate_h": 1}}, "covariate_h"),
+        ({"metric": {"name": "latency_s"}}, "is no share"),
         ({"guardrails": [{"metric": {}}]}, "limit"),
         ({"guardrails": [{"metric": {}, "limit": 1, "margin": 1}]}, "limit"),
         ({"metric": {"type": "quantile"}, "decision": REWARD}, "sequential"),

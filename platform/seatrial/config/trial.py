@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,17 @@ from seatrial.config.section import PositiveInt, Section, Share, Slug, wrong
 MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Inner = Annotated[float, Field(gt=0, lt=1)]
 Alpha = Annotated[float, Field(gt=0, lt=0.5)]
+SHARES = ("errors", "unanswered", "refusals")
+MEASURES = (
+    *SHARES,
+    "requests",
+    "latency_s",
+    "ttft_s",
+    "prompt_tokens",
+    "completion_tokens",
+    "cost",
+)
+"""What every request says by itself; of all of them less is better."""
 
 
 class MetricSection(Section):
@@ -25,7 +36,7 @@ class MetricSection(Section):
     type: Literal["proportion", "mean", "ratio", "count", "quantile"] = "proportion"
     """`proportion`: each unit counts between 0 and 1; `mean`: any number; `count`: a unit's total; `ratio`: all units' total over that of `denominator`; `quantile`: of the units' means."""  # noqa: E501
     higher_is_better: bool = True
-    """Whether a larger value is the better one."""
+    """Whether a larger value is the better one; false by default for what requests say by themselves."""
     missing: Literal["zero", "exclude"] = "zero"
     """What an exposed request without an outcome counts as."""
     cap: Annotated[float, Field(gt=0)] | None = None
@@ -37,12 +48,21 @@ class MetricSection(Section):
     covariate_h: Annotated[float, Field(gt=0)] | None = None
     """Hours before the trial whose values of the same metric narrow the interval (CUPED)."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _less_is_better(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("name") in MEASURES:
+            return {"higher_is_better": False, **value}
+        return value
+
     @model_validator(mode="after")
     def _fits_its_type(self) -> MetricSection:
         if (self.type == "ratio") != (self.denominator is not None):
             raise wrong("denominator", self.denominator, "give it to a `ratio`, and only to a `ratio`")
         if self.covariate_h is not None and self.type not in ("proportion", "mean", "count"):
             raise wrong("covariate_h", self.covariate_h, "give it to a proportion, a mean or a count")
+        if self.type == "proportion" and self.name in MEASURES and self.name not in SHARES:
+            raise wrong("type", self.type, f"{self.name} is no share: give `mean`, `count` or `quantile`")
         return self
 
 

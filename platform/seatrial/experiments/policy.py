@@ -23,8 +23,6 @@ BUILT_IN = frozenset(
     }
 )
 """What every request says by itself; every other name is an outcome's."""
-SHARES = frozenset({"errors", "unanswered", "refusals"})
-"""Those of them that lie between 0 and 1."""
 
 
 @dataclass(frozen=True)
