@@ -135,15 +135,26 @@ def _ramp(trial: Trial) -> dict[str, Any] | None:
 def _expected(trial: Trial, evidence: Evidence, judgement: Judgement, now: float) -> dict[str, Any] | None:
     """Units, and seconds from now, until the metric decides if all goes on as so far."""
     policy = trial.policy
-    tuning = policy["tuning_units"] or policy["minimum_units"]
-    leading = [units_to_decide(each.difference, evidence.units, policy["alpha"], tuning)
-               for each in judgements(trial, judgement).values()]  # fmt: skip
-    known = [units for units in leading if units is not None]
     age_s = now - trial.opened_at
-    if not known or age_s <= 0 or evidence.units == 0:
+    units = _units_to_decide(trial, evidence, judgement)
+    if units is None or age_s <= 0 or evidence.units == 0:
         return None
-    units = max(min(known), float(policy["minimum_units"]))
+    units = max(units, float(policy["minimum_units"]))
     left_s = max(0.0, units - evidence.units) / (evidence.units / age_s)
     left_s = max(left_s, policy["minimum_duration_s"] - age_s)
     deadline_s = policy["deadline_h"] * 3600 - age_s
     return {"units": round(units), "in_s": left_s, "before_deadline": left_s <= deadline_s}
+
+
+def _units_to_decide(trial: Trial, evidence: Evidence, judgement: Judgement) -> float | None:
+    """By the first challenger that decides; planned looks end at the last one, a bandit at its deadline."""
+    decision = trial.policy.get("decision") or {"type": "sequential"}
+    if decision["type"] != "sequential":
+        return decision.get("units")
+    alpha = trial.policy["alpha"] / len(trial.challengers)  # as the verdict shares it out
+    tuning = trial.policy["tuning_units"] or trial.policy["minimum_units"]
+    found = (
+        units_to_decide(each.difference, evidence.units, alpha, tuning)
+        for each in judgements(trial, judgement).values()
+    )
+    return min((units for units in found if units is not None), default=None)
