@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,9 @@ def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with (home / "server.log").open("wb") as log:
         # Its job runner would be five more processes for features that are not used here.
         env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        # Webhooks to loopback, as `seatrial up` allows them.
+        env |= {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
+        env |= {"MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": urlsafe_b64encode(os.urandom(32)).decode()}
         server = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
     uri = f"http://127.0.0.1:{port}"
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,11 +15,13 @@ from starlette.testclient import TestClient
 from seatrial.config.service import ServiceConfig
 from seatrial.controller.api import build
 from seatrial.controller.loop import Controller
+from seatrial.controller.webhooks import PATH, Receiver
 from seatrial.reconcile import traffic
 from seatrial.reconcile.serve import ServeApi
-from seatrial.registry import audit
+from seatrial.registry import audit, webhooks
 from seatrial.registry.client import connect
 from seatrial.store import Store, outcome_row
+from tests.controller.server import serving
 
 pytestmark = pytest.mark.slow
 NAME = "echo-chat"
@@ -251,3 +254,30 @@ def test_a_part_that_does_not_answer_stops_the_pass_and_nothing_else(bench: Benc
     assert "\n" not in error
     assert bench.controller.one_pass() is False
     assert bench.controller.report.errors == ()
+
+
+@pytest.mark.parametrize(("poll_s", "limit_s"), [(60.0, 3.0), (2.0, 15.0)])
+def test_an_alias_reaches_the_answers_soon_with_a_hint_and_without(
+    bench: Bench, poll_s: float, limit_s: float
+):
+    """What the control plane and Ray Serve need of it; `benchmarks/alias_to_answer.py` has an engine."""
+    secret, stop = "s" * 32, threading.Event()
+    loop = threading.Thread(target=bench.controller.run, args=(stop,), kwargs={"poll_s": poll_s})
+    with serving(build(bench.controller, Receiver(secret, bench.controller.wake))) as url:
+        if limit_s == 3.0:
+            webhooks.ensure(f"{url}{PATH}", secret, uri=bench.uri)
+        loop.start()
+        try:
+            time.sleep(12)  # what ran before is over, and no pass is due
+            version = bench.version()
+            began = time.monotonic()
+            bench.alias("champion", version)
+            while bench.ask("anybody")["version"] != version:
+                assert time.monotonic() - began < limit_s
+                time.sleep(0.02)
+        finally:
+            stop.set()
+            bench.controller.wake()
+            loop.join(30)
+            for webhook in bench.client.list_webhooks():
+                bench.client.delete_webhook(webhook.webhook_id)

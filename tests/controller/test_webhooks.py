@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 import time
-from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +30,6 @@ from seatrial.errors import RetryableError
 from seatrial.registry import webhooks
 from seatrial.registry.client import connect
 from seatrial.store import Store
-from tests.conftest import free_port, wait_for_mlflow
 from tests.controller.one_replica import OneReplica
 from tests.controller.server import serving
 
@@ -207,71 +202,47 @@ def test_without_a_secret_there_is_no_receiver(controller: Controller):
         assert httpx.post(f"{url}{PATH}", content=BODY, headers=headers(at=time.time())).status_code == 404
 
 
-@pytest.fixture(scope="module")
-def hinting_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real MLflow server that may send webhooks to loopback, as `seatrial up` starts it."""
-    home, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--workers", "1"]
-    env = {
-        **os.environ,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
-        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
-        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": urlsafe_b64encode(os.urandom(32)).decode(),
-    }
-    with (home / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
-    try:
-        wait_for_mlflow(f"http://127.0.0.1:{port}", server, deadline_s=time.monotonic() + 120)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
 @pytest.mark.slow
-def test_registering_again_leaves_one_webhook_for_each_address(hinting_mlflow: str):
-    client = connect(hinting_mlflow)
+def test_registering_again_leaves_one_webhook_for_each_address(mlflow_uri: str):
+    client = connect(mlflow_uri)
     other = client.create_webhook("someone-elses", "http://127.0.0.1:9/x", ["registered_model.created"])
     url = "http://127.0.0.1:9/hooks/mlflow"
     for _ in range(2):
-        webhooks.ensure(url, SECRET, uri=hinting_mlflow)
+        webhooks.ensure(url, SECRET, uri=mlflow_uri)
     client.create_webhook("twice", url, ["model_version.created"])
-    webhooks.ensure(url, SECRET, uri=hinting_mlflow)
+    webhooks.ensure(url, SECRET, uri=mlflow_uri)
     mine = [each for each in client.list_webhooks() if each.url == url]
     assert len(mine) == 1
     assert {str(event) for event in mine[0].events} == set(webhooks.EVENTS)
     client.update_webhook(mine[0].webhook_id, status="DISABLED", events=["model_version.created"])
-    webhooks.ensure(url, SECRET, uri=hinting_mlflow, renew=False)
+    webhooks.ensure(url, SECRET, uri=mlflow_uri, renew=False)
     (again,) = (each for each in client.list_webhooks() if each.url == url)
     assert again.status.is_active()
     assert {str(event) for event in again.events} == set(webhooks.EVENTS)
     before = again.last_updated_timestamp
-    webhooks.ensure(url, SECRET, uri=hinting_mlflow, renew=False)
+    webhooks.ensure(url, SECRET, uri=mlflow_uri, renew=False)
     assert client.get_webhook(again.webhook_id).last_updated_timestamp == before
     assert client.get_webhook(other.webhook_id).name == "someone-elses"
-    for each in client.list_webhooks():
+    for each in (other, again):
         client.delete_webhook(each.webhook_id)
 
 
 @pytest.mark.slow
-def test_an_alias_that_is_set_or_taken_away_in_mlflow_wakes_the_loop(
-    hinting_mlflow: str, controller: Controller
-):
+def test_an_alias_that_is_set_or_taken_away_in_mlflow_wakes_the_loop(mlflow_uri: str, controller: Controller):
     with serving(Gate(build(controller, Receiver(SECRET, controller.wake)), Access())) as url:
         stop, address = threading.Event(), f"{url}{PATH}"
         keep = threading.Thread(
             target=keep_registered,
             args=(stop, address, SECRET),
-            kwargs={"uri": hinting_mlflow, "check_s": 0.2},
+            kwargs={"uri": mlflow_uri, "check_s": 0.2},
         )
+        client = connect(mlflow_uri)
         keep.start()
         try:
-            client = connect(hinting_mlflow)
             wait_for(lambda: any(each.url == address for each in client.list_webhooks()))
             client.create_registered_model("hinted")
-            version = client.create_model_version("hinted", "models/x").version
+            run = client.create_run("0").info
+            version = client.create_model_version("hinted", f"{run.artifact_uri}/model", run.run_id).version
             client.set_registered_model_alias("hinted", "champion", version)
             assert wait_for(lambda: controller.report.passes == 2) < 2.0
             client.delete_registered_model_alias("hinted", "champion")
@@ -283,6 +254,8 @@ def test_an_alias_that_is_set_or_taken_away_in_mlflow_wakes_the_loop(
         finally:
             stop.set()
             keep.join(30)
+            for each in client.list_webhooks():
+                client.delete_webhook(each.webhook_id)
 
 
 @pytest.mark.slow
@@ -291,10 +264,10 @@ def test_an_mlflow_that_refuses_the_address_or_is_away_is_said_once(
 ):
     monkeypatch.setattr("seatrial.controller.webhooks.RETRY_S", 0.05)
     with pytest.raises(RetryableError, match="MLflow"):
-        webhooks.ensure("http://127.0.0.1:9/hooks/mlflow", SECRET, uri=mlflow_uri)
+        webhooks.ensure("ftp://127.0.0.1:9/hooks/mlflow", SECRET, uri=mlflow_uri)
     stop = threading.Event()
     threading.Timer(1.0, stop.set).start()
-    keep_registered(stop, "http://127.0.0.1:9/hooks/mlflow", SECRET, uri=mlflow_uri)
+    keep_registered(stop, "ftp://127.0.0.1:9/hooks/mlflow", SECRET, uri=mlflow_uri)
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 1
     assert "scheme" in lines[0]

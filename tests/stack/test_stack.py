@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from seatrial.config.addresses import Addresses
+from seatrial.registry.client import connect
 from seatrial.stack import ports
 from seatrial.submission import submit as submitting
 from seatrial.submission.events import Event
@@ -124,13 +125,26 @@ def test_up_a_second_time_says_so_and_starts_nothing(stack: Stack) -> None:
 
 def test_secrets_are_for_their_owner_only_and_never_printed(stack: Stack) -> None:
     home = stack.folder / ".seatrial"
-    for name in ("stack.json", "ray_token"):
+    names = ("ray_token", "webhook_secret", "mlflow_webhook_key")
+    for name in ("stack.json", *names):
         assert stat.S_IMODE((home / name).stat().st_mode) == 0o600
-    token = (home / "ray_token").read_text()
-    assert len(token) == 64
+    secrets = [(home / name).read_text() for name in names]
+    assert [len(secret) for secret in secrets] == [64, 64, 44]
     printed = run(stack.folder, "env").stdout + run(stack.folder, "status").stdout
-    assert token not in printed
-    assert token not in (home / "stack.json").read_text()
+    for file in (home / "stack.json", *(home / "logs").glob("*.log")):
+        printed += file.read_text(errors="replace")
+    assert not [secret for secret in secrets if secret in printed]
+
+
+def test_mlflow_hints_the_controller_that_registered_itself(stack: Stack) -> None:
+    client, url = connect(stack.addresses.mlflow_uri), f"{stack.addresses.controller_url}/hooks/mlflow"
+    deadline = time.monotonic() + 30
+    while not (found := client.list_webhooks()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert [webhook.url for webhook in found] == [url]
+    answer = client.test_webhook(found[0].webhook_id)
+    assert (answer.success, answer.response_status) == (True, 204)
 
 
 def test_ray_asks_for_its_token(stack: Stack) -> None:
