@@ -13,7 +13,7 @@ class SpikesSection(Section):
     """What to do about a step whose loss or gradient stands out, before its update is applied."""
 
     action: Literal["skip", "rollback", "lower_lr", "stop"] = "skip"
-    """Leave its update out; that and all since the last checkpoint; that and lower the rate; or end the job."""
+    """Leave the update out; with it all since the last checkpoint; lower the rate besides; or end the job."""
     threshold: Annotated[float, Field(gt=0)] = 10.0
     """Distance from the median, in robust standard deviations (1.4826 MAD), from which on it is a spike."""
     window: Annotated[int, Field(ge=8, le=4096)] = 64
@@ -58,9 +58,9 @@ class RunSection(Section):
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints kept in storage."""
     keep_best_checkpoints: Annotated[int, Field(ge=0)] = 1
-    """Checkpoints kept besides, by the held-out loss at their step; `evaluate_every` must meet their steps."""
+    """Checkpoints kept besides, by the held-out loss measured at the same step."""
     spikes: SpikesSection | None = None
-    """Watch for steps whose loss or gradient stands out; without it only a loss that is no number ends the job."""
+    """What to do about steps that stand out; without it, a loss that is no number ends the job."""
     storage: str = "runs/jobs"
     """Directory or `s3://bucket/prefix` that every worker can write to."""
     max_failures: Annotated[int, Field(ge=0)] = 3
