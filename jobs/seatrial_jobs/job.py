@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -130,6 +131,15 @@ def _say_finished(recipe: Any, job_id: str, version: str) -> int:
     return 0
 
 
+def submission_id(environment: Mapping[str, str]) -> str | None:
+    """Ray's id of the submission that this driver belongs to, from what Ray Jobs gives to drivers."""
+    try:
+        found = json.loads(environment.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+        return str(found["metadata"]["job_submission_id"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def _open(
     recipe: Any, prepared: Prepared, place: Storage, job_id: str, record: ledger.Record, uri: str
 ) -> Job:
@@ -142,7 +152,7 @@ def _open(
     }
     if prepared.base:
         tags |= {"seatrial.base": prepared.base.ref_pinned, "seatrial.base_digest": prepared.base.digest}
-    if submission := os.environ.get("RAY_JOB_SUBMISSION_ID"):
+    if submission := submission_id(os.environ):
         tags[runs.SUBMISSION_ID] = submission
     run = runs.open_run(
         recipe.name,

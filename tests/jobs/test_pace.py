@@ -25,3 +25,12 @@ def test_measurements_that_are_left_count_and_those_that_were_do_not_slow_the_st
     # 10 steps in 10 s, then 15 steps with one measurement in 20 s: 1 s a step both times
     assert pace.eta_s((0, 0.0), (10, 10.0), 10.0) == pytest.approx(110.0 + END_S)
     assert pace.eta_s((10, 10.0), (25, 30.0), 30.0) == pytest.approx(90.0 + END_S)
+
+
+def test_the_submission_is_the_one_that_ray_names() -> None:
+    from seatrial_jobs.job import submission_id
+
+    given = '{"runtime_env": {}, "metadata": {"job_submission_id": "lora-1-r2", "job_name": "lora-1-r2"}}'
+    assert submission_id({"RAY_JOB_CONFIG_JSON_ENV_VAR": given}) == "lora-1-r2"
+    assert submission_id({}) is None
+    assert submission_id({"RAY_JOB_CONFIG_JSON_ENV_VAR": "{"}) is None
