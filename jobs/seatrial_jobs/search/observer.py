@@ -1,0 +1,90 @@
+"""What the driver does when Ray Tune has news of a trial: note it, tell it, end its MLflow run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from ray.tune import Callback
+
+from seatrial.errors import SeatrialError
+from seatrial.registry import runs
+from seatrial_jobs.search.journal import Journal, Origin, Report, Trial
+from seatrial_jobs.search.tell import Teller
+
+CHECK_OWNER_EVERY_S = 10.0
+STATE_TAG = "seatrial.trial_state"
+
+
+class Observer(Callback):  # type: ignore[misc]
+    """Keeps the journal and the trials' runs; ``check`` raises when another driver has taken over."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        teller: Teller,
+        mlflow_uri: str,
+        check: Callable[[], None],
+        faults: list[SeatrialError],
+    ) -> None:
+        self._journal, self._teller, self._uri, self._faults = journal, teller, mlflow_uri, faults
+        self._check, self._checked = check, time.monotonic()
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Keep an error on purpose, since Ray Tune hands on no more than its text."""
+        try:
+            yield
+        except SeatrialError as error:
+            self._faults.append(error)
+            raise
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A measured checkpoint, or the last step."""
+        if time.monotonic() - self._checked > CHECK_OWNER_EVERY_S:
+            with self._noting():
+                self._check()
+            self._checked = time.monotonic()
+        report = Report(result["generation"], result["step"], result["value"], result["checkpoint"])
+        found = self._mine(trial).with_report(report)
+        self._journal.put(found)
+        self._teller.reported(found)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The end of a trial, or its being stopped by the scheduler."""
+        found = self._mine(trial)
+        ended = replace(found, state="finished" if found.step >= found.steps else "stopped")
+        self._end(ended)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial that cannot end."""
+        self._end(replace(self._mine(trial), state="failed", cause=cause(trial.get_error())))
+
+    def exploited(self, number: int, origin: Origin, values: dict[str, Any]) -> None:
+        """A trial goes on from another's checkpoint."""
+        found = self._journal.trials[number].with_origin(origin, values)
+        self._journal.put(found)
+        self._teller.exploited(found, origin)
+
+    def _end(self, trial: Trial) -> None:
+        self._journal.put(trial)
+        tags = {STATE_TAG: trial.state} | ({runs.CAUSE: trial.cause} if trial.cause else {})
+        status: runs.Status = "FAILED" if trial.state == "failed" else "FINISHED"
+        with self._noting():
+            runs.finish(trial.run_id, status, tags=tags, uri=self._uri)
+        self._teller.ended(trial)
+
+    def _mine(self, trial: Any) -> Trial:
+        return self._journal.trials[trial.config["trial"]]
+
+
+def cause(error: object) -> str:
+    """The last line of what a trial raised, without the name of its class."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else "it ended without a word"
+    return last.partition("TrialFailedError: ")[2] or last
