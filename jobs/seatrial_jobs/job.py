@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,8 @@ class Job:
     run: runs.Run
     mlflow_uri: str
     code_digest: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Tags of the version besides those of every version."""
 
     @property
     def storage(self) -> Storage:
@@ -67,16 +69,24 @@ class Job:
         return self.recipe.service if isinstance(self.recipe, TrainRecipe) else self.recipe.register_as
 
 
-def main(kind: type[Recipe], program: str, arguments: Sequence[str]) -> int:
-    """Run the job of a recipe file; the exit code (2 user error, 3 gate not passed, 143 terminated)."""
+def main(
+    kind: type[Recipe],
+    program: str,
+    arguments: Sequence[str],
+    carry_out: Callable[[Job], int] | None = None,
+) -> int:
+    """Run the job of a recipe file; the exit code (2 user error, 3 gate not passed, 143 terminated).
+
+    ``carry_out`` takes the job whose run is open and returns the exit code; a training job's when not given.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m {program}")
     parser.add_argument("recipe", type=Path, help="YAML file")
     parser.add_argument("--force", action="store_true", help="start again from nothing, finished or not")
     given = parser.parse_args(arguments)
-    _on_termination()
+    on_termination()
     _quiet()
     try:
-        return _run(load(given.recipe, kind), Path.cwd(), force=given.force)
+        return _run(load(given.recipe, kind), Path.cwd(), carry_out or _carry_out, force=given.force)
     except SeatrialError as error:
         complain(str(error))
         return error.exit_code
@@ -85,7 +95,7 @@ def main(kind: type[Recipe], program: str, arguments: Sequence[str]) -> int:
         return 1 if stop.reason else TERMINATED
 
 
-def _run(recipe: Any, root: Path, *, force: bool) -> int:
+def _run(recipe: Any, root: Path, carry_out: Callable[[Job], int], *, force: bool) -> int:
     prepared = prepare(recipe, root)
     place = Storage.of(recipe.run.storage, root)
     job_id = ledger.job_id(recipe, prepared.split.digest, prepared.base_digest, prepared.tokens_digest)
@@ -100,9 +110,7 @@ def _run(recipe: Any, root: Path, *, force: bool) -> int:
     try:
         with answering(place):
             ledger.save(job.storage, job.record)
-        _tell_plan(job)
-        outcome = _train(job)
-        return _conclude(job, outcome)
+        return carry_out(job)
     except Terminated as stop:
         if stop.reason is None:
             runs.finish(job.run.run_id, "KILLED", uri=uri)
@@ -110,6 +118,11 @@ def _run(recipe: Any, root: Path, *, force: bool) -> int:
     except Exception as error:  # a bug too: its run must not look as if it went on
         _fail(job, error)
         raise
+
+
+def _carry_out(job: Job) -> int:
+    tell_plan(job)
+    return conclude(job, train(job))
 
 
 def _require_mlflow() -> str:
@@ -166,7 +179,8 @@ def _open(
     return Job(recipe, prepared, job_id, place, replace(record, run_id=run.run_id), run, uri, code)
 
 
-def _tell_plan(job: Job) -> None:
+def tell_plan(job: Job) -> None:
+    """Say what will be read and done."""
     prepared, recipe = job.prepared, job.recipe
     for row in prepared.split.bad:
         say(f"left out  {row}")
@@ -195,7 +209,7 @@ def _tell_plan(job: Job) -> None:
         )
 
 
-def _train(job: Job) -> Any:
+def train(job: Job) -> Any:
     """Run the workers and return the first one's outcome.
 
     Raises:
@@ -214,14 +228,14 @@ def _train(job: Job) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
 
     trainer.connect(job.recipe)
-    _on_termination()  # ray.init put its own handlers in place
+    on_termination()  # ray.init put its own handlers in place
     check = partial(ledger.require_owner, job.storage, job.record.driver)
     prepared, run = job.prepared, job.recipe.run
     heldout_rows = prepared.heldout.rows if prepared.heldout else 0
     pace = Pace.of(prepared.steps, run.evaluate_every, batch_rows=run.batch_rows, heldout_rows=heldout_rows)
     try:
         with Follower(job.run.run_id, job.mlflow_uri, pace, check, stop_job):
-            return trainer.fit(_spec(job), job.place, job.job_id)
+            return trainer.fit(spec_of(job), job.place, job.job_id)
     except trainer.TrainingError as error:
         with answering(job.place):
             check()
@@ -232,9 +246,9 @@ def _train(job: Job) -> Any:
         ray.shutdown()
 
 
-def _spec(job: Job) -> Callable[[Any], Any]:
+def spec_of(job: Job) -> Callable[[Any], Any]:
     """What the workers need; the data goes through the object store."""
-    from seatrial_jobs.worker import Spec
+    from seatrial_jobs.spec import Spec
 
     prepared = job.prepared
     base = prepared.base
@@ -255,7 +269,7 @@ def _spec(job: Job) -> Callable[[Any], Any]:
     )
 
 
-def _conclude(job: Job, outcome: Any) -> int:
+def conclude(job: Job, outcome: Any) -> int:
     """Record the evaluation, and register the version if it passed the gate."""
     if outcome.get("user_error"):
         raise UserError(outcome["user_error"])
@@ -291,7 +305,7 @@ def _conclude(job: Job, outcome: Any) -> int:
 def _labels(job: Job, scores: dict[str, float | None]) -> dict[str, str]:
     """Tags of the version, for people who compare versions in MLflow's pages."""
     found = {f"seatrial.eval.{key}": f"{value:.6g}" for key, value in scores.items() if value is not None}
-    return {**found, runs.JOB_ID: job.job_id}
+    return {**found, runs.JOB_ID: job.job_id, **job.labels}
 
 
 def _first_champion(job: Job, version: str) -> None:
@@ -345,7 +359,9 @@ def _fail(job: Job, error: Exception) -> None:
         complain(f"the run keeps its status: {problem}")
 
 
-def _on_termination() -> None:
+def on_termination() -> None:
+    """Raise :class:`Terminated` when somebody asks this process to stop; libraries put their own handlers."""
+
     def stop(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_IGN)
         raise Terminated

@@ -115,7 +115,7 @@ def prepare(recipe: TrainRecipe | PretrainRecipe, root: Path) -> Prepared:
         train=train,
         heldout=heldout,
         questions=_questions(recipe, split.heldout, tokenizer),
-        steps=_steps(recipe, train),
+        steps=steps_of(recipe, train),
         base=base,
         tokenizer_files=files,
         cut=Cut.of(learnt + measured),
@@ -263,7 +263,8 @@ def _last_user_turn(example: Example) -> str:
     return turns[-1] if turns else example.prompt
 
 
-def _steps(recipe: Recipe, train: Packed) -> int:
+def steps_of(recipe: Recipe, train: Packed) -> int:
+    """Optimizer steps of a recipe on its packed rows."""
     if recipe.run.steps is not None:
         return recipe.run.steps
     return max(math.ceil((recipe.run.epochs or 0) * train.rows / recipe.run.batch_rows), 1)

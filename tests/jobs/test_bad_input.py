@@ -23,7 +23,7 @@ def attempt(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("SEATRIAL_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(job, "_on_termination", lambda: None)  # the test runner keeps its own handlers
+    monkeypatch.setattr(job, "on_termination", lambda: None)  # the test runner keeps its own handlers
 
     def run(values: dict[str, Any]) -> tuple[int, str]:
         Path("recipe.yaml").write_text(yaml.safe_dump(values))

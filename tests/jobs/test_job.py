@@ -39,7 +39,7 @@ def attempt(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("SEATRIAL_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setattr(job, "_on_termination", lambda: None)  # the test runner keeps its own handlers
+    monkeypatch.setattr(job, "on_termination", lambda: None)  # the test runner keeps its own handlers
 
     def run(values: dict[str, Any], *arguments: str, **changes: Any) -> tuple[int, str]:
         Path("recipe.yaml").write_text(yaml.safe_dump({**values, **changes}))
