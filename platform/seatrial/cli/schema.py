@@ -13,12 +13,14 @@ from seatrial.config.jobs import JobsConfig
 from seatrial.config.recipe import PretrainRecipe, TrainRecipe
 from seatrial.config.section import Section
 from seatrial.config.service import ServiceConfig
+from seatrial.config.tune import TuneRecipe
 
 
 class Kind(StrEnum):
     """The files that people write."""
 
     RECIPE = "recipe"
+    SEARCH = "search"
     PRETRAIN = "pretrain"
     SERVICE = "service"
     JOBS = "jobs"
@@ -26,6 +28,7 @@ class Kind(StrEnum):
 
 SECTIONS: dict[Kind, type[Section]] = {
     Kind.RECIPE: TrainRecipe,
+    Kind.SEARCH: TuneRecipe,
     Kind.PRETRAIN: PretrainRecipe,
     Kind.SERVICE: ServiceConfig,
     Kind.JOBS: JobsConfig,

@@ -1,0 +1,229 @@
+"""The parts of a search, each by itself: suggestions, the journal, mutation, copies, room, plot, table."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from seatrial.config.run import RunSection
+from seatrial.config.search import SearchSection
+from seatrial.errors import UserError
+from seatrial_jobs import checkpoint
+from seatrial_jobs.loop import Schedule, optimizer_for
+from seatrial_jobs.search import lineage, plot, tell
+from seatrial_jobs.search.algorithms import suggest
+from seatrial_jobs.search.journal import Generation, Journal, Origin, Report, Trial, best
+from seatrial_jobs.search.room import require_population, room
+from seatrial_jobs.search.schedulers import Halving, explore
+from seatrial_jobs.storage import Storage
+
+SPACE = {
+    "run.learning_rate": {"type": "log_uniform", "low": 1e-5, "high": 1e-1},
+    "run.batch_rows": {"type": "int_uniform", "low": 2, "high": 64},
+    "method.rank": {"type": "choice", "values": [4, 8, 16]},
+}
+
+
+def search(**given: Any) -> SearchSection:
+    return SearchSection.model_validate({"space": SPACE, **given})
+
+
+def trial(number: int, value: float | None = None, **given: Any) -> Trial:
+    values = given.pop("values", {"run.learning_rate": 1e-3, "run.batch_rows": 8, "method.rank": 8})
+    reports = () if value is None else (Report(1, 20, value, "checkpoint-00000020-abcdef"),)
+    state = "running" if value is None else "finished"
+    return Trial(
+        number, 20, f"run{number}", (Generation(values),), **{"state": state, **given}, reports=reports
+    )
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "random"])
+def test_the_same_trials_give_the_same_suggestion_and_others_another(algorithm: str) -> None:
+    wanted = search(algorithm={"type": algorithm})
+    before = {1: trial(1, 1.0)}
+    first, again = (suggest(wanted, before, 0) for _ in range(2))
+    assert first == again
+    assert suggest(wanted, {**before, 2: trial(2)}, 0) != first
+    assert suggest(wanted, before, 1) != first
+    assert 1e-5 <= first["run.learning_rate"] <= 1e-1
+    assert first["method.rank"] in (4, 8, 16)
+
+
+def test_a_grid_is_gone_through_once() -> None:
+    space = {name: {"type": "choice", "values": values} for name, values in (("a", [1, 2]), ("b", [3, 4, 5]))}
+    wanted = search(space=space, algorithm={"type": "grid"})
+    known: dict[int, Trial] = {}
+    for number in range(1, wanted.count + 1):
+        known[number] = trial(number, values=suggest(wanted, known, 0))
+    found = {tuple(each.values.values()) for each in known.values()}
+    assert found == {(a, b) for a in (1, 2) for b in (3, 4, 5)}
+
+
+def test_tpe_learns_where_the_good_values_are() -> None:
+    wanted = search(space={"x": {"type": "uniform", "low": -1, "high": 1}}, algorithm={"type": "tpe"})
+    known: dict[int, Trial] = {}
+    for number in range(1, 41):
+        x = suggest(wanted, known, 0)["x"]
+        known[number] = trial(number, (x - 0.5) ** 2, values={"x": x})
+    late = [known[number].values["x"] for number in range(31, 41)]
+    assert sum(abs(x - 0.5) < 0.25 for x in late) >= 7  # by chance it would be 2 or 3
+
+
+def test_the_journal_reads_what_it_wrote(tmp_path: Path) -> None:
+    journal = Journal(Storage(str(tmp_path)))
+    origin = Origin(1, 1, "checkpoint-00000010-abcdef", 10)
+    journal.put(trial(1, 2.0))
+    journal.put(trial(2).with_origin(origin, {"run.learning_rate": 2e-3}).with_report(Report(2, 20, 1.5)))
+    assert Journal.read(Storage(str(tmp_path))).trials == journal.trials
+    (tmp_path / "trials.json").write_text("[{")
+    with pytest.raises(UserError, match="damaged"):
+        Journal.read(Storage(str(tmp_path)))
+
+
+def test_a_report_that_comes_again_after_a_resume_is_kept_once() -> None:
+    found = trial(1)
+    for step, value in ((10, 3.0), (20, 2.0), (10, 3.0), (20, 2.5)):
+        found = found.with_report(Report(1, step, value))
+    assert [(report.step, report.value) for report in found.reports] == [(10, 3.0), (20, 2.5)]
+
+
+def test_the_best_is_one_that_came_to_its_end() -> None:
+    known = {1: trial(1, 2.0), 2: trial(2, 1.0, state="stopped"), 3: trial(3, 1.5), 4: trial(4, 1.5)}
+    winner = best(known, is_minimised=True)
+    assert winner is not None
+    assert winner.number == 3
+    assert best({2: known[2]}, is_minimised=True) is None
+
+
+def test_rungs_remember_the_trials_from_before_a_restart(tmp_path: Path) -> None:
+    wanted = search(scheduler={"type": "asha", "grace_steps": 10, "reduction": 2})
+    journal = Journal(Storage(str(tmp_path)), {1: trial(1, 1.0)})
+    fresh, resumed = (
+        Halving(wanted, each, 20) for each in (Journal(Storage(str(tmp_path))), journal)
+    )  # fmt: skip
+    decisions = []
+    for scheduler in (fresh, resumed):
+        scheduler.set_search_properties("value", "min")
+        late: Any = SimpleNamespace(trial_id="002")
+        scheduler.on_trial_add(None, late)
+        decisions.append(scheduler.on_trial_result(None, late, {"step": 20, "value": 9.0}))
+    assert decisions == ["CONTINUE", "STOP"]
+
+
+def test_mutation_stays_inside_the_ranges() -> None:
+    wanted = search(scheduler={"type": "pbt", "interval_steps": 5, "resample": 0.3})
+    assert wanted.scheduler.type == "pbt"
+    values = {"run.learning_rate": 9e-2, "run.batch_rows": 2, "method.rank": 16}
+    seen = set()
+    for seed in range(200):
+        found = explore(values, wanted.space, wanted.scheduler, random.Random(seed))  # noqa: S311
+        assert 1e-5 <= found["run.learning_rate"] <= 1e-1
+        assert 2 <= found["run.batch_rows"] <= 64
+        assert isinstance(found["run.batch_rows"], int)
+        seen.add(found["method.rank"])
+    assert seen == {4, 8, 16}
+
+
+def _trained(seed: int) -> tuple[nn.Module, torch.optim.Optimizer, RunSection]:
+    torch.manual_seed(seed)
+    run = RunSection(steps=10, learning_rate=0.1 * (seed + 1))
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
+    optimizer = optimizer_for(model, run)
+    for _ in range(3):
+        model(torch.randn(4, 8)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer, run
+
+
+def test_after_a_copy_weights_and_optimizer_equal_the_donors_bit_for_bit(tmp_path: Path) -> None:
+    donor, donors_optimizer, donors_run = _trained(0)
+    weak, weak_optimizer, run = _trained(1)
+    theirs, mine = Storage(str(tmp_path / "donor")), Storage(str(tmp_path / "mine"))
+    state = checkpoint.State(
+        3, vars(Schedule.of(donors_run, 10)), [], [{"key": "train/loss"}], "d", heldout=1.5
+    )
+    folder = tmp_path / "made"
+    folder.mkdir()
+    name = checkpoint.name_of(3)
+    checkpoint.write(folder, checkpoint.look(donor, donors_optimizer), state)
+    checkpoint.mark(theirs, name, checkpoint.upload(folder, theirs, name), heldout=1.5)
+
+    schedule = Schedule.of(run, 10)
+    assert lineage.adopt(theirs, name, mine, schedule) == name
+    assert lineage.digests(mine, name) == lineage.digests(theirs, name)
+    found, passed_over = checkpoint.newest(mine, tmp_path)
+    assert found is not None
+    assert not passed_over
+    restored = checkpoint.load(found, weak, weak_optimizer)
+    assert restored.schedule == vars(schedule) != state.schedule
+    assert (restored.step, restored.unlogged, restored.heldout) == (3, [], 1.5)
+    for left, right in zip(weak.parameters(), donor.parameters(), strict=True):
+        assert torch.equal(left, right)
+        ours, given = weak_optimizer.state[left], donors_optimizer.state[right]
+        assert ours.keys() == given.keys()
+        assert all(torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(given[key])) for key in given)
+
+
+def test_a_donor_that_has_moved_on_gives_its_newest_checkpoint(tmp_path: Path) -> None:
+    model, optimizer, run = _trained(0)
+    theirs, mine = Storage(str(tmp_path / "donor")), Storage(str(tmp_path / "mine"))
+    with pytest.raises(lineage.NoCheckpointError, match="it has none"):
+        lineage.adopt(theirs, "checkpoint-00000003-aaaaaa", mine, Schedule.of(run, 10))
+    folder = tmp_path / "made"
+    folder.mkdir()
+    state = checkpoint.State(6, vars(Schedule.of(run, 10)), [])
+    checkpoint.write(folder, checkpoint.look(model, optimizer), state)
+    name = checkpoint.name_of(6)
+    checkpoint.mark(theirs, name, checkpoint.upload(folder, theirs, name), heldout=None)
+    assert lineage.adopt(theirs, "checkpoint-00000003-aaaaaa", mine, Schedule.of(run, 10)) == name
+
+
+def test_room_is_what_the_free_resources_hold() -> None:
+    assert room({"CPU": 7.9}, {"CPU": 2.0}, None) == 3
+    assert room({"CPU": 8.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}, None) == 1
+    assert room({"CPU": 8.0}, {"CPU": 2.0}, 2) == 2
+    assert room({"CPU": 0.5}, {"CPU": 2.0}, None) == 1
+    wanted = search(scheduler={"type": "pbt", "interval_steps": 5}, trials=4)
+    require_population(wanted, 4)
+    with pytest.raises(UserError, match="room for 3"):
+        require_population(wanted, 3)
+
+
+def test_time_left_follows_the_rate_so_far() -> None:
+    assert tell.time_left_s((100.0, 20), (110.0, 40), 100) == 30.0
+    assert tell.time_left_s((100.0, 20), (110.0, 20), 100) is None
+
+
+def test_the_table_has_a_row_for_each_trial_under_one_header() -> None:
+    origin = Origin(1, 1, "checkpoint-00000010-abcdef", 10)
+    rows = tell.table(
+        [trial(1, 2.0), trial(2).with_origin(origin, trial(1).values)], list(SPACE), "eval/loss"
+    )
+    shown = tell.lines(rows)
+    assert shown[0].split() == ["trial", "state", "steps", "eval/loss", "from", *SPACE]
+    assert shown[1].split() == ["1", "finished", "20", "2.0000", "0.001", "8", "8"]
+    assert shown[2].split() == ["2", "running", "0", "1", "0.001", "8", "8"]
+
+
+def test_the_picture_shows_every_trial_and_every_field(tmp_path: Path) -> None:
+    wanted = search()
+    origin = Origin(1, 1, "checkpoint-00000020-abcdef", 20)
+    trials = [
+        trial(1, 2.0),
+        trial(2, 2.5).with_origin(origin, trial(1).values),
+        trial(3, 3.0, state="stopped"),
+        trial(4),
+    ]
+    figure = plot.trials_picture("join-search", trials, 1, wanted.space, "eval/loss")
+    figure.savefig(tmp_path / "trials.png")
+    axes = [axes for part in figure.subfigs for axes in part.axes]
+    assert [each.get_xlabel() for each in axes] == ["step", *SPACE]
+    assert {text.get_text() for text in axes[0].texts} == {"1", "2", "3"}
+    assert all(len(each.collections[0].get_offsets()) == 3 for each in axes[1:])
