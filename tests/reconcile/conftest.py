@@ -10,6 +10,7 @@ import pytest
 
 from seatrial.config.service import ServiceConfig
 from seatrial.experiments.evidence import ArmEvidence, Evidence
+from seatrial.experiments.record import Anchor
 from seatrial.experiments.sequential import ArmStats
 from seatrial.experiments.trial import Decision, Trial
 from seatrial.reconcile import actions as do
@@ -72,6 +73,8 @@ class Sim:
         self.decisions: dict[str, Decision] = {}
         self.looks: dict[str, dict[int, Any]] = {}
         self.audits: list[str] = []
+        self.moves: list[tuple[str, str]] = []
+        self.anchor: Anchor | None = None
         self.rates: dict[str, tuple[int, int]] = {}  # arm → units, successes
         self.failed: dict[str, int] = {}
         self.effects = 0
@@ -98,6 +101,7 @@ class Sim:
             self.evidence(trial) if trial and not decision else None,
             max(self.looks.get(trial.id, {0: None})) if trial else 0,
             max((each.number for each in self.trials.values()), default=0),
+            self.anchor,
         )
         apps = {
             name: AppStatus(
@@ -121,14 +125,14 @@ class Sim:
 
     def evidence(self, trial: Trial) -> Evidence:
         arms = []
-        for arm in trial.table.arms:
-            units, wins = self.rates.get(arm.name, (0, 0))
-            failed = self.failed.get(arm.name, 0)
+        for name, version in trial.arms.items():
+            units, wins = self.rates.get(name, (0, 0))
+            failed = self.failed.get(name, 0)
             stats = ArmStats(units, wins, wins)
             arms.append(
                 ArmEvidence(
-                    arm.name,
-                    arm.version,
+                    name,
+                    version,
                     units,
                     units,
                     units + failed,
@@ -140,7 +144,9 @@ class Sim:
                     unanswered=units * failed / max(1, units + failed),
                 )
             )
-        return Evidence(self.now, tuple(arms))
+        looks = self.looks.get(trial.id, {})
+        taken = tuple(units for units, look in sorted(looks.items()) if look.judgement.look)
+        return Evidence(self.now, tuple(arms), looks=taken)
 
     # What happens around the controller.
 
@@ -216,11 +222,20 @@ class Sim:
             case do.WriteAudit(trial=trial):
                 if trial.id not in self.audits:
                     self.audits.append(trial.id)
+                    self._keep(trial.id, self.aliases.get("champion"))
+            case do.WriteMove(move=move):
+                if self.anchor is None or self.anchor.key != move.key:
+                    self.moves.append((move.before, move.after))
+                    self._keep(move.key, move.after)
             case _:
                 raise TypeError(action)
         self.effects += 1
         if self.crash_at is not None and self.effects == self.crash_at:
             raise CrashedError
+
+    def _keep(self, key: str, champion: str | None) -> None:
+        number = self.anchor.sequence + 1 if self.anchor else 1
+        self.anchor = Anchor(key, NAME, number, f"{number:064}", champion)
 
     def _check_ready(self, app: dict[str, Any]) -> None:
         """Promise 2: whatever newly gets traffic has been warmed up in every replica."""

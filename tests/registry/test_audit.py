@@ -79,11 +79,11 @@ def test_two_controllers_leave_one_record(mlflow_uri: str, monkeypatch: pytest.M
     def late(*args: Any) -> None:
         """The other controller writes all of it between this one's look and its own run."""
         monkeypatch.setattr(audit, "_start", start)
-        others.append(audit.write(trial, decision, [], uri=mlflow_uri))
+        others.append(audit.write(trial, decision, [], uri=mlflow_uri).run_id)
         start(*args)
 
     monkeypatch.setattr(audit, "_start", late)
-    assert [audit.write(trial, decision, [], uri=mlflow_uri)] == others
+    assert [audit.write(trial, decision, [], uri=mlflow_uri).run_id] == others
     assert [run.info.run_id for run in active_runs(client, "contended")] == others
 
     second, its_decision = trial_of("contended", 2)

@@ -18,6 +18,7 @@ PREVIOUS = "previous"
 SHADOW = "shadow"
 
 TrialState = Literal["open", "closed"]
+Cause = Literal["judgement", "person", "load"]
 
 
 def is_challenger(alias: str) -> bool:
@@ -72,7 +73,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Decision:
-    """Why and by whom a trial was ended, with all the evidence of that moment."""
+    """Why and by whom a trial was ended, with all the evidence of that moment.
+
+    ``cause`` is what decided: the judgement, a person's wish, or challengers that do not load. Decisions from
+    before it was kept have none.
+    """
 
     id: str
     trial_id: str
@@ -83,6 +88,7 @@ class Decision:
     evidence: Evidence
     judgement: Judgement
     decided_at: float
+    cause: Cause | None = None
 
     @property
     def arm(self) -> str:

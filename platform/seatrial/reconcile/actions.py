@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from seatrial.experiments.record import ChampionMove
 from seatrial.experiments.trial import Decision, Look, Trial
 from seatrial.reconcile.world import ServiceState
 
@@ -80,10 +81,17 @@ class TagVersion(Action):
 
 @dataclass(frozen=True)
 class WriteAudit(Action):
-    """Write the decision's audit record."""
+    """Write the decision's audit record, and keep its hash."""
 
     trial: Trial
     decision: Decision
+
+
+@dataclass(frozen=True)
+class WriteMove(Action):
+    """Write the audit record of a champion that was moved by hand, and keep its hash."""
+
+    move: ChampionMove
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from seatrial.reconcile.actions import (
     PutState,
     TagVersion,
     WriteAudit,
+    WriteMove,
 )
 from seatrial.reconcile.serve import ServeApi
 from seatrial.registry import aliases, audit
@@ -101,7 +102,14 @@ class Applier:
     def _(self, action: WriteAudit) -> None:
         looks = self._store.looks(action.trial.id)
         with asking():
-            audit.write(action.trial, action.decision, looks, uri=self._uri)
+            found = audit.write(action.trial, action.decision, looks, uri=self._uri)
+        self._store.add_anchor(found.anchor(action.service))
+
+    @apply.register
+    def _(self, action: WriteMove) -> None:
+        with asking():
+            found = audit.write_move(action.move, uri=self._uri)
+        self._store.add_anchor(found.anchor(action.service))
 
 
 @contextmanager

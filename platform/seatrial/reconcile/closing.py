@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from seatrial.experiments.evidence import ArmEvidence, Evidence
 from seatrial.experiments.judgement import Judgement, VerdictName
-from seatrial.experiments.trial import CHAMPION, PREVIOUS, Decision, Look, Trial
+from seatrial.experiments.record import ChampionMove
+from seatrial.experiments.trial import CHAMPION, PREVIOUS, Cause, Decision, Look, Trial
 from seatrial.reconcile.actions import (
     Action,
     AddLook,
@@ -14,6 +15,7 @@ from seatrial.reconcile.actions import (
     MoveAlias,
     TagVersion,
     WriteAudit,
+    WriteMove,
 )
 from seatrial.reconcile.steering import unloadable
 from seatrial.reconcile.view import View
@@ -37,16 +39,16 @@ def end_or_look(view: View, trial: Trial, evidence: Evidence, judgement: Judgeme
         is_planned = judgement.look is not None and evidence.units > last
         is_new = is_planned or evidence.units > max(last, last * (1 + LOOK_GROWTH))
         return [look] if is_new else []
-    verdict, reason, actor = ended
+    verdict, reason, actor, cause = ended
     decision = Decision(
-        trial.id, trial.id, trial.service, verdict, reason, actor, evidence, judgement, view.now
+        trial.id, trial.id, trial.service, verdict, reason, actor, evidence, judgement, view.now, cause
     )
     looks: list[Action] = [look] if evidence.units > last else []
     return [*looks, Decide(trial.service, decision)]
 
 
-def _ended(view: View, trial: Trial, judgement: Judgement) -> tuple[VerdictName, str, str] | None:
-    """Verdict, reason and who acted. A person's wish comes before any evidence."""
+def _ended(view: View, trial: Trial, judgement: Judgement) -> tuple[VerdictName, str, str, Cause] | None:
+    """Verdict, reason, who acted and why. A person's wish comes before any evidence."""
     found = {alias: (version, view.desired.aliases.get(alias)) for alias, version in trial.arms.items()}
     moved = [
         f"{alias} moved from {before} to {now or 'nothing'}"
@@ -54,14 +56,14 @@ def _ended(view: View, trial: Trial, judgement: Judgement) -> tuple[VerdictName,
         if now != before and alias not in trial.dropped
     ]
     if moved:
-        return "superseded", " and ".join(moved), PERSON
+        return "superseded", " and ".join(moved), PERSON, "person"
     if trial.stop is not None:
-        return "inconclusive", f"stopped: {trial.stop.reason}", trial.stop.actor
+        return "inconclusive", f"stopped: {trial.stop.reason}", trial.stop.actor, "person"
     broken = unloadable(view, trial)
     if broken and len(broken) == len(trial.table.arms) - 1:
-        return "roll_back", "; ".join(broken.values()), CONTROLLER
+        return "roll_back", "; ".join(broken.values()), CONTROLLER, "load"
     if judgement.verdict is not None:
-        return judgement.verdict, judgement.reason, CONTROLLER
+        return judgement.verdict, judgement.reason, CONTROLLER, "judgement"
     return None
 
 
@@ -116,6 +118,20 @@ def record(trial: Trial, decision: Decision) -> list[Action]:
         WriteAudit(trial.service, trial, decision),
         CloseTrial(trial.service, decision),
     ]
+
+
+def moved_by_hand(view: View) -> list[Action]:
+    """The record of a champion that nobody's trial made champion, until it is written.
+
+    Told from the newest record, else from who was served; the first champion of all follows nobody.
+    """
+    last, name = view.observed.last_anchor, view.desired.name
+    before = (last.champion if last else None) or view.observed.state.served
+    after = view.desired.aliases.get(CHAMPION)
+    if before is None or after is None or before == after:
+        return []
+    key = f"{name}-move-{last.sequence + 1 if last else 1}"
+    return [WriteMove(name, ChampionMove(key, name, before, after, PERSON, view.now))]
 
 
 def _said(arm: str, decision: Decision) -> str:

@@ -77,6 +77,7 @@ def _service(store: Store, name: str, row: Mapping[str, Any], now: float) -> Obs
         evidence=store.evidence(trial, now=now) if trial is not None and is_live else None,
         last_look_units=store.last_look_units(trial.id) if trial is not None else 0,
         trials_so_far=latest.number if latest is not None else 0,
+        last_anchor=store.last_anchor(name),
     )
 
 

@@ -8,11 +8,12 @@ sees that they are ready. When everything is as it should be, the plan is empty.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from seatrial.experiments.trial import PREVIOUS, Trial, look_at
 from seatrial.reconcile.actions import Action, ChangeTrial, Decide, MoveAlias, PutApps, PutState, TagVersion
-from seatrial.reconcile.closing import end_or_look, move_aliases, no_evidence, record
+from seatrial.reconcile.closing import end_or_look, move_aliases, moved_by_hand, no_evidence, record
 from seatrial.reconcile.describe import phase_and_message
 from seatrial.reconcile.opening import open_trial
 from seatrial.reconcile.steering import steer
@@ -50,14 +51,17 @@ def plan_service(
     actions = [*looks, *_load_error_tags(view)]
     puts = _put_apps(view)
     actions += _note_served(view)
+    moves = [] if trial is not None else moved_by_hand(view)
     state = _state(view, is_changing=bool(puts))
+    if moves:  # who was served is kept until the record of the move is: it is told by it
+        state = replace(state, served=known.state.served)
     if state != known.state:
         actions.append(PutState(desired.name, state))
     actions += puts
     if trial is not None and decision is not None:
         actions += record(trial, decision)
-    elif trial is None and not puts:
-        actions += open_trial(view)
+    elif trial is None:
+        actions += moves if puts else [*moves, *open_trial(view)]
     return actions
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from seatrial.experiments.evidence import Evidence
+from seatrial.experiments.record import Anchor
 from seatrial.experiments.trial import Decision, Trial
 
 # vLLM loads these; adapters run inside the base's engine, the others in an application of their own.
@@ -120,6 +121,8 @@ class ObservedService:
     evidence: Evidence | None = None
     last_look_units: int = 0
     trials_so_far: int = 0
+    last_anchor: Anchor | None = None
+    """Of the newest audit record: who was champion then."""
 
 
 @dataclass(frozen=True)

@@ -1,168 +1,185 @@
-"""The audit record of a trial: an MLflow run whose JSON is chained to the record before it by hash.
+"""The audit records of a service: MLflow runs whose JSON is chained to the record before it by hash.
 
-A run is made with its trial's tag in one request and gets its hash last. A crash in between leaves a run
+A run is made with its record's key in one request and gets its hash last. A crash in between leaves a run
 without hash, which the next write completes. Two controllers that write at once may make two runs; each looks
 again afterwards and keeps the same one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import seatrial.experiments
 from seatrial.errors import RetryableError
+from seatrial.experiments.record import ChampionMove
 from seatrial.experiments.trial import CHAMPION, Decision, Look, Trial
 from seatrial.registry import aliases
+from seatrial.registry.audit_record import (
+    FIRST,
+    MOVE,
+    AuditRecord,
+    History,
+    code_digest,
+    digest,
+    move_record,
+    record_of,
+    verify_chain,
+    verify_history,
+)
 from seatrial.registry.client import ABSENT, NotRegisteredError, asking, connect, experiment_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+__all__ = [
+    "AuditRecord", "History", "chain", "code_digest", "digest", "find", "history", "record_of",
+    "verify_chain", "verify_history", "write", "write_move",
+]  # fmt: skip
+
 EXPERIMENT = "seatrial-audit"
 RECORD = "record.json"
 PLOT = "trial.png"
 SERVICE_TAG = "seatrial.service"
 TRIAL_TAG = "seatrial.trial"
+MOVE_TAG = "seatrial.move"
+BEFORE_TAG = "seatrial.champion_before"
+AFTER_TAG = "seatrial.champion_after"
+AT_TAG = "seatrial.moved_at"
 SEQUENCE_TAG = "seatrial.sequence"
 CREATED_TAG = "seatrial.created_ns"
 PREVIOUS_TAG = "seatrial.previous_hash"
 HASH_TAG = "seatrial.record_hash"
-FIRST = "0" * 64  # what the first record of a service names as its predecessor
 _MAX_RUNS = 10_000
 
 
 @dataclass(frozen=True)
-class AuditRecord:
-    """One record as MLflow has it: ``body`` is the JSON, ``hash`` the tag set when it was written."""
+class _Entry:
+    """One record to be written: the tag that names it, its run, and what fills the run.
 
-    run_id: str
-    trial_id: str
-    sequence: int
-    hash: str
-    body: Mapping[str, Any]
+    ``body`` makes the JSON from the tags of the run, which stand since it was made. ``attach`` adds what goes
+    with it.
+    """
+
+    service: str
+    tag: str
+    key: str
+    verdict: str
+    reason: str
+    actor: str
+    at: float
+    body: Callable[[Mapping[str, str]], dict[str, Any]]
+    attach: Callable[[MlflowClient, str], None]
+    tags: Mapping[str, str]
 
 
-def write(trial: Trial, decision: Decision, looks: Sequence[Look], *, uri: str | None = None) -> str:
-    """Write the trial's record unless it is there; the id of its run.
+def write(trial: Trial, decision: Decision, looks: Sequence[Look], *, uri: str | None = None) -> AuditRecord:
+    """Write the trial's record unless it is there; the record as it stands.
 
     To be called when the aliases stand as the decision wants them: it notes who is champion then.
 
     Raises:
         RetryableError: the server refuses or does not answer; write again later.
     """
+
+    def body(tags: Mapping[str, str]) -> dict[str, Any]:
+        champion = _champion(trial.service, uri)
+        return record_of(trial, decision, looks, **_links(tags), champion_after=champion)
+
+    def attach(client: MlflowClient, run_id: str) -> None:
+        _attach(client, run_id, trial, decision, looks)
+
+    entry = _Entry(
+        trial.service, TRIAL_TAG, trial.id, decision.verdict, decision.reason, decision.actor,
+        decision.decided_at, body, attach, {},
+    )  # fmt: skip
+    return _write(entry, uri)
+
+
+def write_move(move: ChampionMove, *, uri: str | None = None) -> AuditRecord:
+    """Write the record of a champion moved by hand unless one with its key is there; that record.
+
+    Raises:
+        RetryableError: the server refuses or does not answer; write again later.
+    """
+
+    def body(tags: Mapping[str, str]) -> dict[str, Any]:
+        begun = ChampionMove(
+            move.key, move.service, tags[BEFORE_TAG], tags[AFTER_TAG], move.actor, float(tags[AT_TAG])
+        )
+        return move_record(begun, **_links(tags))
+
+    entry = _Entry(
+        move.service, MOVE_TAG, move.key, MOVE, f"champion moved from {move.before} to {move.after}",
+        move.actor, move.at, body, lambda *_: None,
+        {BEFORE_TAG: move.before, AFTER_TAG: move.after, AT_TAG: repr(move.at)},
+    )  # fmt: skip
+    return _write(entry, uri)
+
+
+def history(service: str, *, uri: str | None = None) -> History:
+    """All that MLflow has of the service's records, its deleted runs included.
+
+    Raises:
+        RetryableError: the server does not answer.
+    """
+    from mlflow.entities import ViewType
+
     client = connect(uri)
     with asking():
-        experiment = experiment_of(client, EXPERIMENT)
-        run = _only(client, experiment, trial)
-        if run is None:
-            _start(client, experiment, trial, decision)
-            run = _only(client, experiment, trial)
-        if run is None:
-            raise RetryableError(
-                f"MLflow: the run of {trial.id}'s record was taken away: it is written again"
-            )
-        if HASH_TAG not in run.data.tags:
-            _fill(client, run, trial, decision, looks, _champion(trial.service, uri))
-    return str(run.info.run_id)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return History((), {})
+        where = f"tags.`{SERVICE_TAG}` = '{service}'"
+        found = sorted(_runs(client, experiment.experiment_id, where, ViewType.ALL), key=_sequence)
+        whole = [run for run in found if _is_whole(run)]
+        records = tuple(_read(client, run) for run in whole)
+    hidden = {_key(run): _hidden(run) for run in found if run not in whole}
+    return History(records, hidden)
 
 
 def chain(service: str, *, uri: str | None = None) -> list[AuditRecord]:
-    """The service's finished records, oldest first."""
-    client = connect(uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        return []
-    runs = _runs(client, experiment.experiment_id, f"tags.`{SERVICE_TAG}` = '{service}'")
-    return [_read(client, run) for run in sorted(runs, key=_sequence) if HASH_TAG in run.data.tags]
+    """The service's finished records, oldest first.
+
+    Raises:
+        RetryableError: the server does not answer.
+    """
+    return list(history(service, uri=uri).records)
 
 
 def find(trial_id: str, *, uri: str | None = None) -> AuditRecord | None:
-    """The finished record of one trial."""
+    """The finished record of one trial.
+
+    Raises:
+        RetryableError: the server does not answer.
+    """
     client = connect(uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        return None
-    runs = _runs(client, experiment.experiment_id, f"tags.`{TRIAL_TAG}` = '{trial_id}'")
-    return next((_read(client, run) for run in runs if HASH_TAG in run.data.tags), None)
+    with asking():
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return None
+        runs = _runs(client, experiment.experiment_id, f"tags.`{TRIAL_TAG}` = '{trial_id}'")
+        return next((_read(client, run) for run in runs if HASH_TAG in run.data.tags), None)
 
 
-def verify_chain(records: Sequence[AuditRecord]) -> list[str]:
-    """What is wrong with the records, one line each; empty when every hash and link holds."""
-    problems: list[str] = []
-    previous = FIRST
-    for position, record in enumerate(records, start=1):
-        found = digest(record.body)
-        if found != record.hash:
-            problems.append(
-                f"{record.trial_id}: its record was changed: hash {found[:12]}, not {record.hash[:12]}"
+def _write(entry: _Entry, uri: str | None) -> AuditRecord:
+    client = connect(uri)
+    with asking():
+        experiment = experiment_of(client, EXPERIMENT)
+        run = _only(client, experiment, entry)
+        if run is None:
+            _start(client, experiment, entry)
+            run = _only(client, experiment, entry)
+        if run is None:
+            raise RetryableError(
+                f"MLflow: the run of {entry.key}'s record was taken away: it is written again"
             )
-        if record.body.get("previous_hash") != previous:
-            problems.append(
-                f"{record.trial_id}: does not follow the record before it: one is missing or changed"
-            )
-        if record.sequence != position:
-            problems.append(f"{record.trial_id}: is number {record.sequence}, expected {position}")
-        previous = record.hash
-    return problems
-
-
-def digest(body: Mapping[str, Any]) -> str:
-    """SHA-256 of the record as canonical JSON."""
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-@cache
-def code_digest() -> str:
-    """SHA-256 over the source of everything that decides."""
-    folder = Path(seatrial.experiments.__file__).parent
-    total = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
-        total.update(path.name.encode() + b"\0" + path.read_bytes())
-    return total.hexdigest()
-
-
-def record_of(
-    trial: Trial,
-    decision: Decision,
-    looks: Sequence[Look],
-    *,
-    sequence: int,
-    previous_hash: str,
-    champion_after: str | None,
-) -> dict[str, Any]:
-    """The record's JSON: enough to recompute the verdict without any database."""
-    return {
-        "format": 1,
-        "sequence": sequence,
-        "previous_hash": previous_hash,
-        "service": trial.service,
-        "trial": trial.id,
-        "verdict": decision.verdict,
-        "reason": decision.reason,
-        "actor": decision.actor,
-        "opened_at": trial.opened_at,
-        "decided_at": decision.decided_at,
-        "champion_before": trial.champion,
-        "champion_after": champion_after,
-        "challenger": trial.challenger,
-        "alpha": trial.policy["alpha"],
-        "policy": dict(trial.policy),
-        "table": trial.table.to_json(),
-        "evidence": decision.evidence.to_json(),
-        "judgement": decision.judgement.to_json(),
-        "looks": [look.to_json() for look in looks],
-        "code_digest": code_digest(),
-    }
+        return _read(client, run) if HASH_TAG in run.data.tags else _fill(client, run, entry)
 
 
 def _champion(service: str, uri: str | None) -> str | None:
@@ -173,45 +190,46 @@ def _champion(service: str, uri: str | None) -> str | None:
         return None
 
 
-def _start(client: MlflowClient, experiment: str, trial: Trial, decision: Decision) -> None:
-    last = _last(client, experiment, trial.service)
+def _start(client: MlflowClient, experiment: str, entry: _Entry) -> None:
+    last = _last(client, experiment, entry.service)
     tags = {
-        SERVICE_TAG: trial.service,
-        TRIAL_TAG: trial.id,
+        SERVICE_TAG: entry.service,
+        entry.tag: entry.key,
         SEQUENCE_TAG: str(_sequence(last) + 1 if last else 1),
         CREATED_TAG: str(time.time_ns()),
         PREVIOUS_TAG: last.data.tags[HASH_TAG] if last else FIRST,
-        "seatrial.verdict": decision.verdict,
-        "seatrial.actor": decision.actor,
-        "mlflow.note.content": f"**{decision.verdict}** — {decision.reason}",
+        "seatrial.verdict": entry.verdict,
+        "seatrial.actor": entry.actor,
+        "mlflow.note.content": f"**{entry.verdict}** — {entry.reason}",
+        **entry.tags,
     }
-    started = int(decision.decided_at * 1000)
-    client.create_run(experiment, start_time=started, tags=tags, run_name=f"{trial.id} {decision.verdict}")
+    name = f"{entry.key} {entry.verdict}"
+    client.create_run(experiment, start_time=int(entry.at * 1000), tags=tags, run_name=name)
 
 
-def _fill(
-    client: MlflowClient,
-    run: Run,
-    trial: Trial,
-    decision: Decision,
-    looks: Sequence[Look],
-    champion_after: str | None,
+def _fill(client: MlflowClient, run: Run, entry: _Entry) -> AuditRecord:
+    run_id = str(run.info.run_id)
+    body = entry.body(run.data.tags)
+    client.log_dict(run_id, body, RECORD)
+    entry.attach(client, run_id)
+    client.set_terminated(run_id, end_time=int(entry.at * 1000))
+    total = digest(body)
+    client.set_tag(run_id, HASH_TAG, total)  # last: with it the record is whole
+    return AuditRecord(run_id, entry.key, body["sequence"], total, body)
+
+
+def _links(tags: Mapping[str, str]) -> dict[str, Any]:
+    return {"sequence": int(tags[SEQUENCE_TAG]), "previous_hash": tags[PREVIOUS_TAG]}
+
+
+def _attach(
+    client: MlflowClient, run_id: str, trial: Trial, decision: Decision, looks: Sequence[Look]
 ) -> None:
+    """The trial's picture, and its interval as metrics."""
     from mlflow.entities import Metric
 
     from seatrial.registry.audit_plot import draw
 
-    run_id = run.info.run_id
-    tags = run.data.tags
-    body = record_of(
-        trial,
-        decision,
-        looks,
-        sequence=int(tags[SEQUENCE_TAG]),
-        previous_hash=tags[PREVIOUS_TAG],
-        champion_after=champion_after,
-    )
-    client.log_dict(run_id, body, RECORD)
     client.log_figure(run_id, draw(trial, decision, looks), PLOT)
     metrics = [
         Metric(f"difference/{name}", value, int(look.at * 1000), look.units)
@@ -221,8 +239,6 @@ def _fill(
     ]
     for start in range(0, len(metrics), 900):  # MLflow takes at most 1,000 in one request
         client.log_batch(run_id, metrics=metrics[start : start + 900])
-    client.set_terminated(run_id, end_time=int(decision.decided_at * 1000))
-    client.set_tag(run_id, HASH_TAG, digest(body))  # last: with it the record is whole
 
 
 def _points(look: Look) -> list[tuple[str, float]]:
@@ -230,11 +246,11 @@ def _points(look: Look) -> list[tuple[str, float]]:
     return [("estimate", found.estimate), ("low", found.low), ("high", found.high)]
 
 
-def _only(client: MlflowClient, experiment: str, trial: Trial) -> Run | None:
-    """The run of the trial's record; of several, the finished one or else the oldest, and the others go."""
+def _only(client: MlflowClient, experiment: str, entry: _Entry) -> Run | None:
+    """The run of the record; of several, the finished one or else the oldest, and the others go."""
     from mlflow.exceptions import MlflowException
 
-    runs = sorted(_runs(client, experiment, f"tags.`{TRIAL_TAG}` = '{trial.id}'"), key=_seniority)
+    runs = sorted(_runs(client, experiment, f"tags.`{entry.tag}` = '{entry.key}'"), key=_seniority)
     for run in runs[1:]:
         try:
             client.delete_run(run.info.run_id)
@@ -255,11 +271,12 @@ def _last(client: MlflowClient, experiment: str, service: str) -> Run | None:
     return max((run for run in runs if HASH_TAG in run.data.tags), key=_sequence, default=None)
 
 
-def _runs(client: MlflowClient, experiment: str, where: str) -> list[Run]:
+def _runs(client: MlflowClient, experiment: str, where: str, view: int = 1) -> list[Run]:
+    """The runs that fit; ``view`` is MLflow's ViewType, by default those that are not deleted."""
     found: list[Run] = []
     token: str | None = None
     while len(found) < _MAX_RUNS:
-        page = client.search_runs([experiment], where, max_results=1000, page_token=token)
+        page = client.search_runs([experiment], where, view, max_results=1000, page_token=token)
         found += page
         token = page.token
         if not token:
@@ -267,13 +284,46 @@ def _runs(client: MlflowClient, experiment: str, where: str) -> list[Run]:
     return found
 
 
+def _is_whole(run: Run) -> bool:
+    return HASH_TAG in run.data.tags and run.info.lifecycle_stage == "active"
+
+
+def _hidden(run: Run) -> str:
+    run_id = run.info.run_id
+    if run.info.lifecycle_stage != "active":
+        return f"its run {run_id} was deleted: restore it with `mlflow runs restore --run-id {run_id}`"
+    return f"its run {run_id} has no tag {HASH_TAG}: the tag was removed, or the record is not whole yet"
+
+
+def _key(run: Run) -> str:
+    tags = run.data.tags
+    return str(tags.get(TRIAL_TAG) or tags.get(MOVE_TAG) or run.info.run_id)
+
+
 def _sequence(run: Run) -> int:
-    return int(run.data.tags[SEQUENCE_TAG])
+    found = run.data.tags.get(SEQUENCE_TAG, "")
+    return int(found) if found.isdecimal() else 0
 
 
 def _read(client: MlflowClient, run: Run) -> AuditRecord:
-    tags = run.data.tags
+    """The record of a run; what a hand has made of its file is told, not raised."""
+    from mlflow.exceptions import MlflowException
+
+    found = run.info.run_id, _key(run), _sequence(run), run.data.tags[HASH_TAG]
     with tempfile.TemporaryDirectory() as folder:
-        text = Path(client.download_artifacts(run.info.run_id, RECORD, folder)).read_text(encoding="utf-8")
-    body = json.loads(text)
-    return AuditRecord(run.info.run_id, tags[TRIAL_TAG], _sequence(run), tags[HASH_TAG], body)
+        try:
+            if not any(item.path == RECORD for item in client.list_artifacts(run.info.run_id)):
+                return AuditRecord(*found, {}, f"its run {found[0]} has no {RECORD} any more")
+            path = Path(client.download_artifacts(run.info.run_id, RECORD, folder))
+            body = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+            if not isinstance(body, dict):
+                raise ValueError("no JSON object")
+        except ValueError as error:
+            if isinstance(error, MlflowException):
+                raise
+            return AuditRecord(*found, {}, f"its {RECORD} cannot be read ({error}): it was changed")
+    return AuditRecord(*found, body)
+
+
+def _refuse(text: str) -> float:
+    raise ValueError(f"{text} is no JSON")

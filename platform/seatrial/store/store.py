@@ -8,8 +8,9 @@ from typing import Any
 
 from sqlalchemy import select, update
 
+from seatrial.experiments.record import Anchor
 from seatrial.experiments.trial import Decision, Look, Stop, Trial
-from seatrial.store import lease, trials, writer
+from seatrial.store import anchors, lease, trials, writer
 from seatrial.store.bulk import Row
 from seatrial.store.database import migrate, open_engine, reading, writing
 from seatrial.store.evidence_store import EvidenceStore
@@ -181,6 +182,26 @@ class Store(JobStore, EvidenceStore):
         """Close the decided trial."""
         with writing(self.engine) as connection:
             trials.close_trial(connection, decision)
+
+    def add_anchor(self, anchor: Anchor) -> None:
+        """Keep an audit record's hash unless there is one."""
+        with writing(self.engine) as connection:
+            anchors.add_anchor(connection, anchor)
+
+    def anchors(self, service: str) -> list[Anchor]:
+        """The hashes of the service's audit records, oldest first."""
+        with reading(self.engine) as connection:
+            return anchors.read_anchors(connection, service)
+
+    def last_anchor(self, service: str) -> Anchor | None:
+        """The hash of the service's newest audit record."""
+        with reading(self.engine) as connection:
+            return anchors.last_anchor(connection, service)
+
+    def trial_states(self, service: str) -> dict[str, str]:
+        """Id and state of every trial of the service, the oldest first."""
+        with reading(self.engine) as connection:
+            return anchors.trial_states(connection, service)
 
     def add_look(self, look: Look) -> None:
         """Keep what the comparison said at this number of units."""

@@ -73,6 +73,19 @@ decisions = Table(
     Column("evidence", Text, nullable=False),  # Evidence as JSON
     Column("judgement", Text, nullable=False),  # Judgement as JSON
     Column("decided_at", Double, nullable=False),
+    Column("cause", String(16)),  # judgement, person, load
+)
+
+# What the audit records in MLflow are compared with: the chain as it was written, record by record.
+anchors = Table(
+    "anchors",
+    metadata,
+    Column("key", String(100), primary_key=True),  # the trial's id, or the move's
+    Column("service", String(63), nullable=False),
+    Column("sequence", Integer, nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("champion", String(32)),  # whom the record leaves as champion
+    Index(None, "service", "sequence"),
 )
 
 # What a trial's interval was as units came in: drawn in the audit record and on the status page.
