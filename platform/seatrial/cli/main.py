@@ -31,6 +31,7 @@ VERBS = {
     "promote": "Set an alias of a service to a version.",
     "rollback": "Point the champion back at the previous version.",
     "trial": "Look at trials, open them, end them.",
+    "audit": "List a service's decisions, and recompute one from its record.",
     "power": "Say how many units and days a trial takes to find a lift, however often one looks.",
     "validate": "Check recipes and service files without running anything.",
     "key": "Make an API key for a service.",
