@@ -1,9 +1,11 @@
-"""Audit records against a real MLflow server: one for each trial, whoever writes and whatever is deleted."""
+"""Audit records against a real MLflow server: one for each, whoever writes and whatever is changed."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +14,13 @@ from seatrial.config.trial import TrialSection
 from seatrial.errors import RetryableError
 from seatrial.experiments.assignment import Arm, TrialTable
 from seatrial.experiments.evidence import ArmEvidence, Evidence
+from seatrial.experiments.record import ChampionMove
 from seatrial.experiments.trial import Decision, Trial
 from seatrial.experiments.verdict import TrialPolicy, judge
 from seatrial.registry import aliases, audit, runs
 from seatrial.registry.client import NotRegisteredError, connect
+from seatrial.store.tables import anchors
+from tests.registry.recorded import Archive, judged
 
 pytestmark = pytest.mark.slow
 
@@ -123,3 +128,118 @@ def test_a_version_that_was_deleted_is_told_apart_from_a_server_that_is_away(mlf
     with pytest.raises(NotRegisteredError):
         aliases.move("gone", "champion", "2", expected="1", uri=mlflow_uri)
     assert aliases.read("gone", uri=mlflow_uri) == {"champion": "1"}
+
+
+def archive(uri: str, folder: Path, service: str, trials: int = 2) -> Archive:
+    found = Archive(service, uri, folder)
+    for number in range(1, trials + 1):
+        found.end(number)
+    return found
+
+
+def test_trials_and_moves_by_hand_are_one_chain(mlflow_uri: str, tmp_path: Path):
+    kept = archive(mlflow_uri, tmp_path, "one-chain", 1)
+    key = kept.move("2", "1")
+    kept.end(2)
+    assert kept.problems() == []
+    trial, move, later = kept.records
+    assert [each.sequence for each in (trial, move, later)] == [1, 2, 3]
+    assert move.key == key == "one-chain-move-2"
+    said = {"verdict": "alias", "champion_before": "2", "champion_after": "1"}
+    assert said.items() <= move.body.items()
+    assert move.body["actor"] == "a person, through the registry"
+    assert (trial.body["format"], trial.body["cause"]) == (2, "judgement")
+    assert trial.body["challengers"] == {"challenger": "2"}
+    anchors = kept.store.anchors("one-chain")
+    assert [(each.key, each.hash) for each in anchors] == [(each.key, each.hash) for each in kept.records]
+    assert kept.store.last_anchor("one-chain").sequence == 3
+
+
+def test_a_move_is_recorded_once_and_as_it_was_begun(mlflow_uri: str, tmp_path: Path, monkeypatch):
+    """The writer dies before the record is whole; a person moves the alias again before the next attempt."""
+    kept = Archive("once", mlflow_uri, tmp_path)
+    first = ChampionMove("once-move-1", "once", "1", "2", "who", 1.5)
+    fill = audit._fill
+
+    def die(*_: Any) -> Any:
+        monkeypatch.setattr(audit, "_fill", fill)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(audit, "_fill", die)
+    with pytest.raises(KeyboardInterrupt):
+        audit.write_move(first, uri=mlflow_uri)
+    later = dataclasses.replace(first, after="3", at=9.0)
+    written = audit.write_move(later, uri=mlflow_uri)
+    assert (written.body["champion_before"], written.body["champion_after"]) == ("1", "2")
+    assert written.body["decided_at"] == 1.5
+    assert audit.write_move(later, uri=mlflow_uri) == written
+    assert written.anchor("once").champion == "2"
+    assert kept.records == [written]
+
+
+def test_the_newest_record_taken_away_is_missed(mlflow_uri: str, tmp_path: Path):
+    kept = archive(mlflow_uri, tmp_path, "truncated")
+    newest = kept.records[-1]
+    kept.client.delete_run(newest.run_id)
+    assert audit.verify_chain(kept.records) == []  # what is still there is whole
+    (problem,) = kept.problems()
+    assert problem.startswith("truncated-2: has no record: its run")
+    assert f"mlflow runs restore --run-id {newest.run_id}" in problem
+    kept.client.restore_run(newest.run_id)
+    assert kept.problems() == []
+
+
+def test_a_record_whose_hash_tag_was_removed_is_missed(mlflow_uri: str, tmp_path: Path):
+    kept = archive(mlflow_uri, tmp_path, "untagged")
+    kept.client.delete_tag(kept.records[-1].run_id, audit.HASH_TAG)
+    (problem,) = kept.problems()
+    assert problem.startswith("untagged-2: has no record")
+    assert f"has no tag {audit.HASH_TAG}" in problem
+
+
+def test_a_chain_that_was_rewritten_to_fit_is_found(mlflow_uri: str, tmp_path: Path):
+    kept = archive(mlflow_uri, tmp_path, "rewritten", 3)
+    kept.rewrite(2, verdict="roll_back")
+    assert audit.verify_chain(kept.records) == []
+    problems = kept.problems()
+    assert [each.split(":")[0] for each in problems] == ["rewritten-2", "rewritten-3"]
+    assert all("was rewritten" in each for each in problems)
+
+
+def test_a_record_that_no_decision_made_is_found(mlflow_uri: str, tmp_path: Path):
+    kept = archive(mlflow_uri, tmp_path, "invented", 1)
+    audit.write(*judged("invented", 7), [], uri=mlflow_uri)
+    (problem,) = kept.problems()
+    assert problem.startswith("invented-7: the store knows nothing of this record")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"verdict": NaN}'])
+def test_a_file_that_is_no_record_any_more_is_told(mlflow_uri: str, tmp_path: Path, text: str):
+    kept = archive(mlflow_uri, tmp_path, f"garbled-{len(text)}", 1)
+    kept.client.log_text(kept.records[0].run_id, text, audit.RECORD)
+    (problem,) = kept.problems()
+    assert "cannot be read" in problem
+
+
+def test_tags_that_were_swapped_are_found(mlflow_uri: str, tmp_path: Path):
+    kept = archive(mlflow_uri, tmp_path, "swapped", 1)
+    run_id = kept.records[0].run_id
+    kept.client.set_tag(run_id, audit.TRIAL_TAG, "swapped-9")
+    problems = kept.problems()
+    assert any("tags were changed: the record is number 1 of swapped-1" in each for each in problems)
+    kept.client.set_tag(run_id, audit.SEQUENCE_TAG, "first")
+    assert any("is number 0, expected 1" in each for each in kept.problems())
+
+
+def test_records_from_before_the_store_kept_hashes_hold_by_themselves(mlflow_uri: str, tmp_path: Path):
+    kept = archive(mlflow_uri, tmp_path, "older", 2)
+    with kept.store.engine.begin() as connection:
+        connection.execute(anchors.delete())
+    assert kept.problems() == []
+    kept.end(3)
+    assert kept.problems() == []
+    with kept.store.engine.begin() as connection:
+        connection.execute(anchors.delete())
+    kept.client.delete_run(kept.records[-1].run_id)
+    (problem,) = kept.problems()
+    assert problem.startswith("older-3: has no record")
