@@ -144,7 +144,7 @@ def test_trials_and_moves_by_hand_are_one_chain(mlflow_uri: str, tmp_path: Path)
     assert kept.problems() == []
     trial, move, later = kept.records
     assert [each.sequence for each in (trial, move, later)] == [1, 2, 3]
-    assert move.key == key == "one-chain-move-2"
+    assert move.key == key == "one-chain--move-2"
     said = {"verdict": "alias", "champion_before": "2", "champion_after": "1"}
     assert said.items() <= move.body.items()
     assert move.body["actor"] == "a person, through the registry"
@@ -158,7 +158,7 @@ def test_trials_and_moves_by_hand_are_one_chain(mlflow_uri: str, tmp_path: Path)
 def test_a_move_is_recorded_once_and_as_it_was_begun(mlflow_uri: str, tmp_path: Path, monkeypatch):
     """The writer dies before the record is whole; a person moves the alias again before the next attempt."""
     kept = Archive("once", mlflow_uri, tmp_path)
-    first = ChampionMove("once-move-1", "once", "1", "2", "who", 1.5)
+    first = ChampionMove("once--move-1", "once", "1", "2", "who", 1.5)
     fill = audit._fill
 
     def die(*_: Any) -> Any:

@@ -130,7 +130,8 @@ def moved_by_hand(view: View) -> list[Action]:
     after = view.desired.aliases.get(CHAMPION)
     if before is None or after is None or before == after:
         return []
-    key = f"{name}-move-{last.sequence + 1 if last else 1}"
+    # No service's name has `--`, so that no trial has the same key.
+    key = f"{name}--move-{last.sequence + 1 if last else 1}"
     return [WriteMove(name, ChampionMove(key, name, before, after, PERSON, view.now))]
 
 
