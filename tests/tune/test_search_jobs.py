@@ -62,7 +62,7 @@ def said(job: Job) -> str:
 def test_halving_stops_weak_trials_and_the_best_becomes_a_version_with_its_lineage(
     start_job: Start, tiny_base: Path, data: Path, mlflow_uri: str, tmp_path: Path
 ) -> None:
-    rates = {"type": "choice", "values": [1e-2, 1e-6, 2e-6]}
+    rates = {"type": "choice", "values": [1e-2, 1e-6]}
     search = {
         "space": {"run.learning_rate": rates},
         "algorithm": {"type": "grid"},
@@ -75,7 +75,7 @@ def test_halving_stops_weak_trials_and_the_best_becomes_a_version_with_its_linea
 
     trials = journal_in(tmp_path).trials
     assert {number: trial.state for number, trial in trials.items()} == {
-        1: "finished", 2: "stopped", 3: "stopped",
+        1: "finished", 2: "stopped",
     }, said(job)  # fmt: skip
     assert trials[2].step < 40
     run_id = job.events("run")[0]["run_id"]
@@ -90,7 +90,7 @@ def test_halving_stops_weak_trials_and_the_best_becomes_a_version_with_its_linea
     tags = versions.describe("join-words", job.events("registered")[0]["version"], uri=mlflow_uri).tags
     assert tags["seatrial.search.parent_run"] == run_id
     assert tags["seatrial.search.trial"] == "1"
-    assert tags["seatrial.search.trials"] == "3"
+    assert tags["seatrial.search.trials"] == "2"
     assert float(tags["seatrial.search.value.run.learning_rate"]) == 1e-2
     kept = {each.path for each in connect(mlflow_uri).list_artifacts(run_id)}
     assert kept >= {"trials.json", "trials.png", "journal.json"}
@@ -137,7 +137,7 @@ def test_a_killed_search_goes_on_without_repeating_what_has_ended(
         "trials": 2,
         "max_concurrent": 1,
     }
-    recipe = search_recipe(tiny_base, data, tmp_path, search, steps=60)
+    recipe = search_recipe(tiny_base, data, tmp_path, search)
     first = start_job(recipe, module="tune")
     until(lambda: _second_is_under_way(tmp_path, first), timeout_s=200)
     before = journal_in(tmp_path).trials
@@ -154,7 +154,7 @@ def test_a_killed_search_goes_on_without_repeating_what_has_ended(
     assert second.events("run")[0]["run_id"] == first.events("run")[0]["run_id"]
     assert int(runs.tags_of(after[2].run_id, uri=mlflow_uri)["seatrial.resumed_at"]) >= 10
     steps = [step for step, _ in runs.history(after[2].run_id, "train/loss", uri=mlflow_uri)]
-    assert steps == list(range(1, 61))
+    assert steps == list(range(1, 41))
     children = connect(mlflow_uri).search_runs(
         [connect(mlflow_uri).get_run(after[1].run_id).info.experiment_id],
         f"tags.`mlflow.parentRunId` = '{second.events('run')[0]['run_id']}'",

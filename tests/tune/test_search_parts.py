@@ -79,7 +79,11 @@ def test_the_journal_reads_what_it_wrote(tmp_path: Path) -> None:
     journal = Journal(Storage(str(tmp_path)))
     origin = Origin(1, 1, "checkpoint-00000010-abcdef", 10)
     journal.put(trial(1, 2.0))
-    journal.put(trial(2).with_origin(origin, {"run.learning_rate": 2e-3}).with_report(Report(2, 20, 1.5)))
+    journal.put(
+        trial(2)
+        .with_origin(origin, {"run.learning_rate": 2e-3})
+        .with_report(Report(2, 20, 1.5, "checkpoint-00000020-abcdef"))
+    )
     assert Journal.read(Storage(str(tmp_path))).trials == journal.trials
     (tmp_path / "trials.json").write_text("[{")
     with pytest.raises(UserError, match="damaged"):
@@ -89,7 +93,7 @@ def test_the_journal_reads_what_it_wrote(tmp_path: Path) -> None:
 def test_a_report_that_comes_again_after_a_resume_is_kept_once() -> None:
     found = trial(1)
     for step, value in ((10, 3.0), (20, 2.0), (10, 3.0), (20, 2.5)):
-        found = found.with_report(Report(1, step, value))
+        found = found.with_report(Report(1, step, value, f"checkpoint-{step:08d}-abcdef"))
     assert [(report.step, report.value) for report in found.reports] == [(10, 3.0), (20, 2.5)]
 
 
@@ -105,7 +109,7 @@ def test_rungs_remember_the_trials_from_before_a_restart(tmp_path: Path) -> None
     wanted = search(scheduler={"type": "asha", "grace_steps": 10, "reduction": 2})
     journal = Journal(Storage(str(tmp_path)), {1: trial(1, 1.0)})
     fresh, resumed = (
-        Halving(wanted, each, 20) for each in (Journal(Storage(str(tmp_path))), journal)
+        Halving(wanted, each) for each in (Journal(Storage(str(tmp_path))), journal)
     )  # fmt: skip
     decisions = []
     for scheduler in (fresh, resumed):

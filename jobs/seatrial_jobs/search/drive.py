@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -73,8 +75,14 @@ def _search(parent: Job, recipe: TuneRecipe, journal: Journal) -> None:
 
 
 def _quiet() -> None:
-    """Ray Tune keeps no results of its own: the journal and MLflow have them."""
-    os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+    """Ray Tune says nothing and keeps no results: the journal and MLflow have them."""
+    os.environ |= {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="ray.tune")
 
 
 def _tuner(

@@ -32,8 +32,8 @@ class Report:
     generation: int
     step: int
     value: float
-    checkpoint: str | None = None
-    """Its name in the generation's storage; ``None`` for a measurement after the last step."""
+    checkpoint: str
+    """The newest then; its name in the generation's storage."""
 
 
 @dataclass(frozen=True)

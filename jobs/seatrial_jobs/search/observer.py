@@ -69,15 +69,27 @@ class Observer(Callback):  # type: ignore[misc]
         """A trial goes on from another's checkpoint."""
         found = self._journal.trials[number].with_origin(origin, values)
         self._journal.put(found)
+        self._complete(found)
         self._teller.exploited(found, origin)
 
     def _end(self, trial: Trial) -> None:
         self._journal.put(trial)
         tags = {STATE_TAG: trial.state} | ({runs.CAUSE: trial.cause} if trial.cause else {})
         status: runs.Status = "FAILED" if trial.state == "failed" else "FINISHED"
+        if trial.state == "stopped":
+            self._complete(trial)
         with self._noting():
             runs.finish(trial.run_id, status, tags=tags, uri=self._uri)
         self._teller.ended(trial)
+
+    def _complete(self, trial: Trial) -> None:
+        """Send what a trial that was stopped had measured and not sent yet: its workers are gone."""
+        with self._noting():
+            sent = {step for step, _ in runs.history(trial.run_id, "eval/loss", uri=self._uri)}
+            now_ms = int(time.time() * 1000)
+            measured = {r.step: r.value for r in trial.reports if r.step not in sent}
+            points = [runs.Point("eval/loss", value, step, now_ms) for step, value in measured.items()]
+            runs.log_points(trial.run_id, points, uri=self._uri)
 
     def _mine(self, trial: Any) -> Trial:
         return self._journal.trials[trial.config["trial"]]

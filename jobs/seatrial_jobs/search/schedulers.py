@@ -17,6 +17,8 @@ from seatrial_jobs.search.journal import Journal, Origin
 
 TIME = "step"
 """What schedulers count in."""
+NO_END = 1 << 40
+"""More steps than any trial has: nothing but a rung stops one."""
 Exploit = Callable[[int, Origin, dict[str, Any]], None]
 """Number of the trial that goes on from another, from where, with which values."""
 
@@ -27,21 +29,19 @@ def scheduler(search: SearchSection, journal: Journal, seed: int, exploit: Explo
     if chosen.type == "pbt":
         return Population(search, journal, seed, exploit)
     if chosen.type == "asha":
-        longest = max((trial.steps for trial in journal.trials.values()), default=chosen.grace_steps)
-        return Halving(search, journal, longest)
+        return Halving(search, journal)
     return FIFOScheduler()
 
 
 class Halving(AsyncHyperBandScheduler):
     """Asynchronous successive halving, whose rungs keep the measurements made before a restart."""
 
-    def __init__(self, search: SearchSection, journal: Journal, longest: int) -> None:
+    def __init__(self, search: SearchSection, journal: Journal) -> None:
         chosen = search.scheduler
         assert chosen.type == "asha"  # noqa: S101
         super().__init__(
             time_attr=TIME,
-            # Above every step, so that nothing but a rung ends a trial.
-            max_t=max(longest, chosen.grace_steps) + 1,
+            max_t=NO_END,
             grace_period=chosen.grace_steps,
             reduction_factor=chosen.reduction,
         )

@@ -40,8 +40,8 @@ class Shared:
 def run(config: dict[str, Any], shared: Shared) -> None:
     """Train with the values of ``config``: new, from another trial's checkpoint, or on from its own.
 
-    Reports `step`, `value` and `checkpoint`: of every checkpoint at which the held-out loss was measured, and
-    of the last step.
+    Reports `step`, `value` and `checkpoint`: of the last step and, where the held-out loss is compared,
+    of every checkpoint at which it was measured.
 
     Raises:
         TrialFailedError: it cannot end.
@@ -52,6 +52,7 @@ def run(config: dict[str, Any], shared: Shared) -> None:
     ledger.save(spec.storage, ledger.Record(attempt=spec.run_id, driver=spec.driver, run_id=spec.run_id))
     if config["generation"] > 1:
         adopt(config, shared, spec)
+    compares = shared.recipe.search.metric == "eval/loss"  # the others are measured at the end only
     seen = {kept.name for kept in checkpoint.complete(spec.storage)}
 
     def report(step: int, value: float, name: str) -> None:
@@ -60,7 +61,7 @@ def run(config: dict[str, Any], shared: Shared) -> None:
 
     def look() -> None:
         for kept in checkpoint.complete(spec.storage):
-            if kept.name not in seen and kept.heldout is not None:
+            if compares and kept.name not in seen and kept.heldout is not None:
                 step = checkpoint.step_of(kept.name)
                 report(step, kept.heldout, kept.name)
             seen.add(kept.name)

@@ -106,8 +106,10 @@ def figures(event: Event) -> str:
 
     loss, speed, eta_s = event.number("loss"), event.number("tokens_per_s"), event.number("eta_s")
     match, rouge = event.number("exact_match"), event.number("rouge_l")
+    best, value = event.number("best"), event.number("value")
     parts = [
         "" if loss is None else f"loss {loss:.3f}",
+        "" if best is None or value is None else f"best {value:.4g} (trial {best:.0f})",
         "" if speed is None else f"{speed:,.0f} tok/s",
         "" if eta_s is None else f"ETA {duration(eta_s)}",
         "" if match is None else f"exact match {match:.3f}",
