@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC
 from typing import TYPE_CHECKING
 
 from seatrial.experiments.trial import Look, Trial
+from seatrial.registry.audit_plot import ONE_AT_A_TIME
 from seatrial.store.latency import Latency
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 COLOURS = ("#6b7780", "#0b6e99", "#c4561a", "#6a4c93", "#2d7d46")
 QUIET, TEXT = "#d5d9dd", "#444b52"
-_ONE_AT_A_TIME = threading.Lock()  # matplotlib's fonts and text layout are not safe in two threads
 
 
 def colours(trial: Trial) -> dict[str, str]:
@@ -99,7 +98,7 @@ def _difference(look: Look, trial: Trial, name: str) -> tuple[float, float, floa
 
 
 def _svg(draw: Draw, *, is_dated: bool = True) -> bytes:
-    with _ONE_AT_A_TIME:
+    with ONE_AT_A_TIME:
         import matplotlib as mpl
         from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
         from matplotlib.figure import Figure

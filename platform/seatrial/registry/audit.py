@@ -228,9 +228,13 @@ def _attach(
     """The trial's picture, and its interval as metrics."""
     from mlflow.entities import Metric
 
-    from seatrial.registry.audit_plot import draw
+    from seatrial.registry.audit_plot import ONE_AT_A_TIME, draw
 
-    client.log_figure(run_id, draw(trial, decision, looks), PLOT)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, PLOT)
+        with ONE_AT_A_TIME:
+            draw(trial, decision, looks).savefig(path)
+        client.log_artifact(run_id, str(path))
     metrics = [
         Metric(f"difference/{name}", value, int(look.at * 1000), look.units)
         for look in looks

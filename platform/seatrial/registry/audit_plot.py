@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ VERDICTS = {
     "inconclusive": "#8a6d00",
     "superseded": "#5b6770",
 }
+ONE_AT_A_TIME = threading.Lock()  # matplotlib's settings, fonts and text layout are not safe in two threads
 _QUIET, _TEXT = "#c9ced3", "#444b52"
 _LEAST_P = 1e-6  # smaller ones are drawn here
 _ROW = 0.24  # inches of one guardrail's line
