@@ -216,6 +216,11 @@ class TrialSection(Section):
             raise wrong("decision.type", self.decision.type, "a quantile is decided by `sequential` only")
         if self.prices is None and "cost" in self._metric_names:
             raise wrong("prices", None, "give `prices`: a metric named cost is computed from them")
+        most = self.challenger_share * self.coverage
+        highest = max(self.ramp.steps if self.ramp else (), default=0.0)
+        if highest > most * (1 + 1e-9):
+            fix = f"challengers see at most {most:g} of all traffic (challenger_share x coverage): end there"
+            raise wrong("ramp.steps", highest, fix)
         kinds = {self.metric.name: self.metric}
         for at, guardrail in enumerate(self.guardrails):
             kept = kinds.setdefault(guardrail.metric.name, guardrail.metric)
