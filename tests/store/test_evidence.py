@@ -9,6 +9,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, event
 
 from seatrial.experiments.evidence import Evidence
+from seatrial.experiments.reassignment import drop
 from seatrial.experiments.trial import Trial
 from seatrial.store import Store, folding
 from seatrial.store.tables import evidence_sums, exposures, outcomes
@@ -227,3 +229,17 @@ def test_units_a_day_are_those_of_a_trial_of_everybody(store: Store) -> None:
     store.add_exposures([exposure(f"r{number}", f"u{number}") for number in range(30)])
     store.evidence(trial(), now=10.0)
     assert store.units_per_day("svc", now=10.0 + 86400 / 2) == 60.0
+
+
+def test_an_arm_that_has_left_keeps_its_figures(store: Store) -> None:
+    made = trial()
+    store.open_trial(made)
+    store.add_exposures([exposure("a", "u1"), exposure("b", "u2", "challenger")])
+    left = replace(made, table=drop(made.table, "challenger"), dropped={"challenger": "worse"})
+    store.change_trial(left)
+    store.add_outcomes([outcome("b", 1.0)])
+    found = store.evidence(left, now=20.0)
+    assert [(arm.name, arm.exposed_units, arm.outcomes) for arm in found.arms] == [
+        ("champion", 1, 0),
+        ("challenger", 1, 1),
+    ]

@@ -9,7 +9,7 @@ from seatrial.experiments.evidence import ArmEvidence, Evidence, finite
 from seatrial.experiments.forecast import units_to_decide
 from seatrial.experiments.ramp import coverages
 from seatrial.experiments.sequential import Comparison
-from seatrial.experiments.trial import Decision, Trial, look_at
+from seatrial.experiments.trial import CHAMPION, Decision, Trial, look_at
 from seatrial.experiments.verdict import ArmJudgement, Judgement
 from seatrial.reconcile.closing import no_evidence
 
@@ -123,13 +123,15 @@ def judgements(trial: Trial, judgement: Judgement) -> Mapping[str, ArmJudgement]
 
 
 def _ramp(trial: Trial) -> dict[str, Any] | None:
-    """Steps as challengers' shares of all traffic, the present one, and when the next one may come."""
+    """Steps as challengers' shares of all traffic, the share now, and when the next step may come."""
     share = trial.policy["challenger_share"]
     steps = [coverage * share for coverage in coverages(trial.policy)]
     if len(steps) < 2:
         return None
-    hold_s = trial.policy["ramp"]["hold_s"]
-    return {"steps": steps, "share": trial.table.coverage * share, "next_at": trial.ramped_at + hold_s}
+    # What a bandit has moved, and what those who were dropped have left, is no longer the policy's share.
+    live = {arm.name for arm in trial.table.arms} - {CHAMPION}
+    now = sum(end - start for start, end, name in trial.table.spans if name in live)
+    return {"steps": steps, "share": now, "next_at": trial.ramped_at + trial.policy["ramp"]["hold_s"]}
 
 
 def _expected(trial: Trial, evidence: Evidence, judgement: Judgement, now: float) -> dict[str, Any] | None:

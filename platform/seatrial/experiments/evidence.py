@@ -7,8 +7,8 @@ version answered in the end (intention to treat).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from seatrial.experiments.sequential import ArmStats
@@ -80,9 +80,10 @@ class ArmEvidence:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All arms at ``taken_at``; ``ignored_outcomes`` had a value outside 0..1 where the metric is a share.
+    """All arms at ``taken_at``, those that have left too.
 
-    ``looks`` are the exposed units at the planned looks that have been taken.
+    ``ignored_outcomes`` had a value outside 0..1 where the metric is a share. ``looks`` are the exposed units
+    at the planned looks that have been taken.
     """
 
     taken_at: float
@@ -97,6 +98,11 @@ class Evidence:
             if arm.name == name:
                 return arm
         raise KeyError(name)
+
+    def of(self, names: Iterable[str]) -> Evidence:
+        """What is known of these arms alone."""
+        kept = frozenset(names)
+        return replace(self, arms=tuple(arm for arm in self.arms if arm.name in kept))
 
     @property
     def units(self) -> int:

@@ -80,7 +80,12 @@ class _Look:
 
     def __post_init__(self) -> None:
         primary = self.policy.metric
-        object.__setattr__(self, "stats", stats_by_arm(primary, self.evidence, primary.name))
+        object.__setattr__(self, "stats", stats_by_arm(primary, self.live, primary.name))
+
+    @property
+    def live(self) -> Evidence:
+        """The evidence without the arms that have left."""
+        return self.evidence.of(self.shares)
 
     def judgement(self) -> Judgement:
         """What the guardrails, the metric and the deadline say, in this order."""
@@ -133,7 +138,7 @@ class _Look:
         difference, lift = self._compared(a, b)
         always = errors(self.policy, b)
         others = (
-            watch(each, a, b, stats_by_arm(each.metric, self.evidence, self.policy.metric.name),
+            watch(each, a, b, stats_by_arm(each.metric, self.live, self.policy.metric.name),
                   self.policy.tuning_units)
             for each in self.policy.guardrails
         )  # fmt: skip

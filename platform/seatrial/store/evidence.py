@@ -24,9 +24,10 @@ def read_evidence(engine: Engine, trial: Trial, *, now: float) -> Evidence:
     with reading(engine) as connection:
         state = folding.read_state(connection, trial.id, rules.digest) or folding.State()
         taken = tuple(look.units for look in read_looks(connection, trial.id) if look.judgement.look)
-    sums = [state.arms.get(arm.name, ArmSums()) for arm in trial.table.arms]
+    sums = [state.arms.get(name, ArmSums()) for name in trial.arms]
     arms = tuple(
-        _arm(arm.name, arm.version, found, rules) for arm, found in zip(trial.table.arms, sums, strict=True)
+        _arm(name, version, found, rules)
+        for (name, version), found in zip(trial.arms.items(), sums, strict=True)
     )
     ignored, late = (sum(found.counts[name] for found in sums) for name in ("ignored", "late"))
     return Evidence(now, arms, ignored, late, taken)
