@@ -91,8 +91,10 @@ def to_batch(packed: Packed, rows: np.ndarray, device: torch.device) -> Batch:
     """The rows as tensors; labels become targets, one place to the left."""
     targets = np.full((len(rows), packed.labels.shape[1]), IGNORED, np.int64)
     targets[:, :-1] = packed.labels[rows, 1:]
-    arrays = (packed.input_ids[rows].astype(np.int64), targets, packed.position_ids[rows].astype(np.int64))
-    return Batch(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
+    ids, places = packed.input_ids[rows].astype(np.int64), packed.position_ids[rows].astype(np.int64)
+    tensors = [torch.from_numpy(array).to(device, non_blocking=True) for array in (ids, targets, places)]
+    # Without positions, attention needs no mask of its own, and the fastest kernels take none.
+    return Batch(tensors[0], tensors[1], tensors[2] if (places[:, 1:] == 0).any() else None)
 
 
 def taken_apart(packed: Packed, rows: np.ndarray, device: torch.device) -> list[Batch]:

@@ -14,8 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from seatrial.config.run import RunSection
+from seatrial.errors import UserError
 from seatrial_jobs.batches import Batch, Batches
 from seatrial_jobs.data.chat import IGNORED
 
@@ -53,6 +55,10 @@ class Step:
     """Whether the weights have changed: not by a step that stood out."""
 
 
+LossOf = Callable[[nn.Module, Batch], torch.Tensor]
+"""Sum of the cross-entropies of a batch's targets, in nats; ()."""
+
+
 class Guard(Protocol):
     """Looks at each step before its update; the same on all workers."""
 
@@ -72,15 +78,19 @@ def train(
     clip_norm: float,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     guard: Guard | None = None,
+    loss_of: LossOf | None = None,
     start: int = 0,
     after_step: Callable[[Step], None],
 ) -> None:
     """Run the steps ``start`` to ``schedule.steps``; ``after_step`` sees each and may evaluate or save.
 
+    ``loss_of`` is :func:`token_loss` or a faster equal of it, as :func:`loss_for` gives.
+
     The loss of a step is the sum over its tokens divided by their number over all workers and passes, so
     that neither changes the result.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    loss_of = loss_of or token_loss
     for step in range(start, schedule.steps):
         rate = schedule.rate(step) * (guard.factor if guard else 1.0)
         for group in optimizer.param_groups:
@@ -91,7 +101,7 @@ def train(
         for index, batch in enumerate(passes):
             with _exchange(model, when=index == len(passes) - 1):
                 with autocast():
-                    loss = token_loss(model, batch) / tokens  # ()
+                    loss = loss_of(model, batch) / tokens  # ()
                 # Data-parallel workers average their gradients; the sum is wanted.
                 (loss * batches.share.size).backward()
             step_loss += loss.detach()
@@ -105,18 +115,55 @@ def train(
         after_step(Step(step + 1, step_loss, grad_norm, rate, applied))
 
 
-def token_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+def token_loss(model: nn.Module, batch: Batch, chunk_tokens: int | None = None) -> torch.Tensor:
     """Sum of the cross-entropies of all targets, in nats; ().
 
     Positions that restart make `transformers` mask attention to each document's own block, as long as no
     attention mask and no cache is given; `probe.py` asks whether this model does. Documents in rows of their
     own need neither: what pads them comes after them.
+
+    ``chunk_tokens`` bounds how many tokens have float32 logits at a time; they are computed again for the
+    gradient, so that only the model's own logits are kept.
     """
     positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
-    logits = model(input_ids=batch.input_ids, use_cache=False, **positions).logits.float()  # (b, T, V)
-    return functional.cross_entropy(
-        logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    logits = model(input_ids=batch.input_ids, use_cache=False, **positions).logits.flatten(0, 1)  # (b·T, V)
+    targets = batch.targets.flatten()  # (b·T,)
+    if chunk_tokens is None:
+        return _cross_entropies(logits, targets)
+    # Gradients of a split are joined once; those of slices would each be as large as the whole.
+    chunks = zip(logits.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
+    parts = [checkpoint(_cross_entropies, *chunk, use_reentrant=False) for chunk in chunks]
+    return torch.stack(parts).sum()
+
+
+def loss_for(run: RunSection) -> LossOf:
+    """:func:`token_loss` as the recipe wants it computed; compiled, its first calls take minutes.
+
+    The function is compiled rather than the model, so weights keep their names and answers their shapes free.
+    """
+
+    def loss_of(model: nn.Module, batch: Batch) -> torch.Tensor:
+        return token_loss(model, batch, run.loss_chunk_tokens)
+
+    return torch.compile(loss_of) if run.compile else loss_of
+
+
+def recompute_layers(model: nn.Module) -> None:
+    """Keep no activations inside the layers (Chen et al. 2016, arXiv:1604.06174).
+
+    Raises:
+        UserError: this model's layers cannot do so.
+    """
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    except ValueError as error:
+        raise UserError(f"run.recompute: true: this model cannot ({error}): leave it out") from error
+    model.train()  # layers of a model in evaluation keep their activations all the same
+
+
+def _cross_entropies(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Their sum; () from (N, V) and (N,)."""
+    return functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
 
 
 def optimizer_for(model: nn.Module, run: RunSection) -> torch.optim.AdamW:

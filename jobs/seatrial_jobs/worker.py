@@ -27,7 +27,15 @@ from seatrial_jobs.batches import Batches, Share
 from seatrial_jobs.data.pack import Packed
 from seatrial_jobs.evaluate import Scores, answer, failed_gates, score
 from seatrial_jobs.export.version import write_version
-from seatrial_jobs.loop import Schedule, autocast_for, has_bfloat16, optimizer_for, train
+from seatrial_jobs.loop import (
+    Schedule,
+    autocast_for,
+    has_bfloat16,
+    loss_for,
+    optimizer_for,
+    recompute_layers,
+    train,
+)
 from seatrial_jobs.prepare import load_tokenizer, write_files
 from seatrial_jobs.probe import keeps_apart
 from seatrial_jobs.recorder import Recorder, point
@@ -103,6 +111,7 @@ def _work(spec: Spec, share: Share, recorder: Recorder | None) -> Outcome:
         clip_norm=run.clip_norm,
         autocast=autocast,
         guard=guard,
+        loss_of=loss_for(run),
         start=start,
         after_step=watch,
     )
@@ -147,6 +156,8 @@ def _model(spec: Spec, method: methods.Method, share: Share) -> nn.Module:
             ready = method.prepare(_from_nothing(spec))
         else:
             ready = method.prepare(_from_base(spec, method, share))
+        if spec.recipe.run.recompute:
+            recompute_layers(ready)
     except UserError as error:
         problem = str(error)
     problems: list[Any] = [problem]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,16 @@ from seatrial_jobs.batches import Batches, Share, every, to_batch
 from seatrial_jobs.data.chat import IGNORED, Encoded
 from seatrial_jobs.data.pack import Packed, pack
 from seatrial_jobs.evaluate import heldout_loss
-from seatrial_jobs.loop import Schedule, Step, autocast_for, optimizer_for, token_loss, train
+from seatrial_jobs.loop import (
+    Schedule,
+    Step,
+    autocast_for,
+    loss_for,
+    optimizer_for,
+    recompute_layers,
+    token_loss,
+    train,
+)
 from seatrial_jobs.probe import keeps_apart
 
 CPU = torch.device("cpu")
@@ -53,6 +63,7 @@ def losses(model: torch.nn.Module, packed: Packed, run: RunSection, *, apart: bo
         Batches(packed, run.batch_rows, run.accumulate, run.seed, ALONE, apart=apart),
         Schedule.of(run, run.steps or 0),
         clip_norm=run.clip_norm,
+        loss_of=loss_for(run),
         after_step=seen.append,
     )
     assert [step.number for step in seen] == list(range(1, len(seen) + 1))
@@ -170,6 +181,84 @@ def test_accumulation_does_not_change_the_losses(tiny_base: Path):
         return losses(fresh, packed, run_of(accumulate=accumulate))
 
     assert with_passes(4) == pytest.approx(with_passes(1), abs=1e-5)
+
+
+@pytest.mark.parametrize("chunk_tokens", [7, 512, 100_000])
+def test_the_loss_in_chunks_gives_the_same_training(tiny_base: Path, chunk_tokens: int):
+    packed = pack(documents(60), 64)
+
+    def with_chunks(count: int | None) -> list[float]:
+        fresh = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+        return losses(fresh, packed, run_of(loss_chunk_tokens=count))
+
+    assert with_chunks(chunk_tokens) == pytest.approx(with_chunks(None), abs=1e-5)
+
+
+def test_chunks_keep_less_than_the_whole_loss(model: Any):
+    batch = to_batch(pack(documents(60), 64), np.arange(8), CPU)
+
+    def kept(chunk_tokens: int | None) -> int:
+        sizes: list[int] = []
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            # Of float32 there are only the loss's: the model is in bfloat16 here.
+            logits = tensor.dtype is torch.float32 and tensor.shape[-1:] == (400,)
+            sizes.append(tensor.numel() if logits else 0)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            token_loss(model.to(torch.bfloat16), batch, chunk_tokens)
+        return sum(sizes)
+
+    assert kept(None) >= 8 * 64 * 400
+    assert kept(64) == 0
+
+
+@pytest.mark.parametrize("method", [FullMethod(type="full"), LoraMethod(type="lora", rank=4)])
+def test_recomputed_layers_give_the_same_training_and_keep_less(tiny_base: Path, method: Any):
+    packed = pack(documents(60), 64)
+
+    def fresh(recompute: bool) -> torch.nn.Module:
+        torch.manual_seed(0)
+        base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+        made = methods.build(method).prepare(base)
+        if recompute:
+            recompute_layers(made)
+        return made
+
+    def kept(model: torch.nn.Module) -> int:
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor
+        ):
+            token_loss(model, to_batch(packed, np.arange(8), CPU))
+        return sum(sizes)
+
+    assert losses(fresh(True), packed, run_of()) == pytest.approx(
+        losses(fresh(False), packed, run_of()), abs=1e-5
+    )
+    assert kept(fresh(True)) < kept(fresh(False)) / 2
+
+
+def test_the_compiled_loss_gives_the_same_training(tiny_base: Path, monkeypatch: pytest.MonkeyPatch):
+    # Traced and differentiated as on a GPU, but run by torch's own kernels: no C++ compiler is needed.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    packed = pack(documents(60), 64)
+
+    def compiled(compile: bool) -> list[float]:
+        fresh = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+        return losses(fresh, packed, run_of(compile=compile, loss_chunk_tokens=256 if compile else None))
+
+    torch._dynamo.reset()
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert compiled(True) == pytest.approx(compiled(False), abs=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > graphs
+
+
+def test_rows_of_one_document_need_no_positions():
+    full, shared = pack([Encoded([7] * 64, [7] * 64)] * 3, 64), pack(documents(60), 64)
+    assert to_batch(full, np.arange(2), CPU).position_ids is None
+    assert to_batch(shared, np.arange(2), CPU).position_ids is not None
 
 
 def test_the_gradients_of_all_workers_sum_to_those_of_one(model: Any):

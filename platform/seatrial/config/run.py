@@ -49,6 +49,12 @@ class RunSection(Section):
     """Largest norm of a step's gradient."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the forward pass; `auto` is bfloat16 on GPUs that have it and float32 on CPUs."""
+    compile: bool = False
+    """Compile the passes with torch.compile: the first steps take minutes, later ones are faster."""
+    recompute: bool = False
+    """Keep no activations of the layers but compute them again for the gradient: less memory, more time."""
+    loss_chunk_tokens: PositiveInt | None = None
+    """Tokens whose loss is computed at once; without it all of a pass, which large vocabularies make dear."""
     evaluate_every: PositiveInt | None = None
     """Steps between two measurements of the held-out loss; the end is always measured."""
     checkpoint_every: PositiveInt | None = None
