@@ -193,13 +193,15 @@ class Sim:
             case do.OpenTrial(trial=trial):
                 self.trials.setdefault(trial.id, trial)
                 self.rates, self.failed = {}, {}
-            case do.ChangeTrial(trial=trial):
+            case do.ChangeTrial(trial=trial, look=look):
+                self._add_look(look)
                 kept = self.trials[trial.id]
                 changed = {"table": trial.table, "ramped_at": trial.ramped_at, "dropped": trial.dropped}
                 self.trials[trial.id] = dataclasses.replace(kept, **changed)
             case do.AddLook(look=look):
-                self.looks.setdefault(look.trial_id, {}).setdefault(look.units, look)
-            case do.Decide(decision=decision):
+                self._add_look(look)
+            case do.Decide(decision=decision, look=look):
+                self._add_look(look)
                 self.decisions.setdefault(decision.trial_id, decision)
             case do.MarkStep(trial_id=trial_id, step=step):
                 trial = self.trials[trial_id]
@@ -232,6 +234,11 @@ class Sim:
         self.effects += 1
         if self.crash_at is not None and self.effects == self.crash_at:
             raise CrashedError
+
+    def _add_look(self, look: Any) -> None:
+        looks = self.looks.setdefault(look.trial_id, {}) if look else {}
+        if look and (look.units not in looks or look.judgement.look):
+            looks[look.units] = look
 
     def _keep(self, key: str, champion: str | None) -> None:
         number = self.anchor.sequence + 1 if self.anchor else 1

@@ -2,6 +2,7 @@
 
 import pytest
 
+from seatrial.controller.report import report
 from seatrial.experiments.assignment import assign
 from seatrial.reconcile import actions as do
 
@@ -173,3 +174,22 @@ def test_a_shadow_that_cannot_be_loaded_is_said_and_changes_nothing(sim):
     assert "shadow 3 cannot be loaded" in sim.state.message
     assert sim.state.phase == "serving"
     assert [type(a) for a in sim.writes if isinstance(a, do.MoveAlias)] == []
+
+
+def test_a_trial_for_reward_settles_on_weights_that_are_told_as_they_are(make_sim):
+    sim = make_sim(decision={"type": "thompson", "floor": 0.1}, ramp={"steps": [0.25, 0.5], "hold_s": 60})
+    sim.aliases |= {"champion": "1", "challenger": "2", "challenger-b": "3"}
+    sim.run()
+    sim.rates = {"champion": (200, 40), "challenger": (100, 20), "challenger-b": (100, 70)}
+    sim.now += 61
+    sim.run()  # comes to rest: the same evidence moves the weights once
+    found = table(sim)
+    assert (found.coverage, found.bucket_version) == (1.0, 1)
+    assert found.arm("challenger-b").weight > 0.7
+    told = report(sim.trials["support-chat-1"], None, None, sim.now)["ramp"]
+    assert told["share"] == pytest.approx(1 - found.arm("champion").weight)
+    sim.failed["challenger"] = 400
+    sim.run()
+    assert [arm.name for arm in table(sim).arms] == ["champion", "challenger-b"]
+    told = report(sim.trials["support-chat-1"], None, None, sim.now)["ramp"]
+    assert told["share"] == pytest.approx(found.arm("challenger-b").weight)

@@ -20,7 +20,7 @@ from seatrial.errors import RetryableError, UserError
 from seatrial.experiments.assignment import Arm, TrialTable
 from seatrial.experiments.evidence import ArmEvidence, Evidence
 from seatrial.experiments.sequential import UNDEFINED, ArmStats
-from seatrial.experiments.trial import Decision, Look, Trial
+from seatrial.experiments.trial import Decision, Look, Stop, Trial
 from seatrial.experiments.verdict import Judgement
 from seatrial.store import Store, outcome_row
 from seatrial.store.tables import exposures, metadata, outcomes
@@ -175,6 +175,38 @@ def test_a_trial_is_opened_decided_and_closed_once(store):
     assert (closed.state, closed.verdict, closed.closed_at) == ("closed", "promote", 20.0)
     store.open_trial(trial(2))
     assert store.latest_trial("svc").id == "svc-2"
+
+
+def test_a_persons_stop_and_a_verdict_at_the_same_moment_end_a_trial_by_one_of_them(store):
+    store.open_trial(trial())
+    judgement = Judgement("promote", "better", 1.0, 1.0, UNDEFINED, UNDEFINED)
+    evidence = Evidence(20.0, (ArmEvidence.empty("champion", "1"), ArmEvidence.empty("challenger", "2")))
+    promote = Decision(
+        "svc-1", "svc-1", "svc", "promote", "better", "me", evidence, judgement, 20.0, "judgement"
+    )
+    look = Look("svc-1", 9, 20.0, {}, judgement)
+    assert store.ask_stop("svc-1", Stop("anna", "enough"))
+    assert not store.ask_stop("svc-1", Stop("ben", "too late"))
+    store.decide(promote, look)  # planned before the wish was there
+    assert store.decision("svc-1") is None
+    assert store.looks("svc-1") == []
+    store.decide(replace(promote, verdict="inconclusive", reason="stopped: enough", cause="person"), look)
+    assert store.decision("svc-1").verdict == "inconclusive"
+    assert [each.units for each in store.looks("svc-1")] == [9]
+
+    store.open_trial(trial(2))
+    store.decide(replace(promote, id="svc-2", trial_id="svc-2"))
+    assert not store.ask_stop("svc-2", Stop("anna", "enough"))  # it ends already
+    assert store.latest_trial("svc").stop is None
+
+
+def test_a_planned_look_takes_the_place_of_another_at_its_units_and_of_nothing_else(store):
+    store.open_trial(trial())
+    judgement = Judgement(None, "waits", 1.0, 1.0, UNDEFINED, UNDEFINED)
+    for at, number in ((1.0, None), (2.0, 1), (3.0, None)):
+        store.add_look(Look("svc-1", 9, at, {}, replace(judgement, look=number)))
+        store.add_look(Look("svc-1", 8, at, {}, judgement))
+    assert [(each.units, each.at) for each in store.looks("svc-1")] == [(8, 1.0), (9, 2.0)]
 
 
 def test_steps_that_are_noted_at_the_same_moment_are_all_kept(store):

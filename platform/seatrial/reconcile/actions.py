@@ -42,9 +42,10 @@ class OpenTrial(Action):
 
 @dataclass(frozen=True)
 class ChangeTrial(Action):
-    """Give the open trial another table: more coverage, an arm less, other weights."""
+    """Give the open trial another table, and keep the look that asked for it, in one step."""
 
     trial: Trial
+    look: Look | None = None
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,10 @@ class AddLook(Action):
 
 @dataclass(frozen=True)
 class Decide(Action):
-    """Insert the decision, with all its evidence."""
+    """Insert the decision, with all its evidence and the look that it came from, in one step."""
 
     decision: Decision
+    look: Look | None = None
 
 
 @dataclass(frozen=True)

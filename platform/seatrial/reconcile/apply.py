@@ -61,7 +61,7 @@ class Applier:
 
     @apply.register
     def _(self, action: ChangeTrial) -> None:
-        self._store.change_trial(action.trial)
+        self._store.change_trial(action.trial, action.look)
 
     @apply.register
     def _(self, action: AddLook) -> None:
@@ -69,7 +69,7 @@ class Applier:
 
     @apply.register
     def _(self, action: Decide) -> None:
-        self._store.decide(action.decision)
+        self._store.decide(action.decision, action.look)
 
     @apply.register
     def _(self, action: MarkStep) -> None:

@@ -8,9 +8,7 @@ from seatrial.experiments.record import ChampionMove
 from seatrial.experiments.trial import CHAMPION, PREVIOUS, Cause, Decision, Look, Trial
 from seatrial.reconcile.actions import (
     Action,
-    AddLook,
     CloseTrial,
-    Decide,
     MarkStep,
     MoveAlias,
     TagVersion,
@@ -26,25 +24,25 @@ PERSON = "a person, through the registry"
 LOOK_GROWTH = 0.02
 
 
-def end_or_look(view: View, trial: Trial, evidence: Evidence, judgement: Judgement) -> list[Action]:
-    """Decide the trial if it is time, else keep a look when there is something new to see."""
-    look = AddLook(
-        trial.service,
-        Look(trial.id, evidence.units, view.now, {a.name: a.exposures for a in evidence.arms}, judgement),
-    )
+def decide_or_look(
+    view: View, trial: Trial, evidence: Evidence, judgement: Judgement
+) -> tuple[Decision | None, Look | None]:
+    """The decision if it is time, and the look if it is worth keeping."""
+    exposures = {arm.name: arm.exposures for arm in evidence.arms}
+    look = Look(trial.id, evidence.units, view.now, exposures, judgement)
     ended = _ended(view, trial, judgement)
     last = view.observed.last_look_units
+    # A planned look is always kept, also where another one was kept at its units: the next one counts on it.
+    is_planned = judgement.look is not None
     if ended is None:
-        # A planned look is always kept: the next one counts on it.
-        is_planned = judgement.look is not None and evidence.units > last
         is_new = is_planned or evidence.units > max(last, last * (1 + LOOK_GROWTH))
-        return [look] if is_new else []
+        # A verdict that is not followed is for a challenger that leaves: the look is taken again without it.
+        return None, look if is_new and judgement.verdict is None else None
     verdict, reason, actor, cause = ended
     decision = Decision(
         trial.id, trial.id, trial.service, verdict, reason, actor, evidence, judgement, view.now, cause
     )
-    looks: list[Action] = [look] if evidence.units > last else []
-    return [*looks, Decide(trial.service, decision)]
+    return decision, look if is_planned or evidence.units > last else None
 
 
 def _ended(view: View, trial: Trial, judgement: Judgement) -> tuple[VerdictName, str, str, Cause] | None:
@@ -60,9 +58,10 @@ def _ended(view: View, trial: Trial, judgement: Judgement) -> tuple[VerdictName,
     if trial.stop is not None:
         return "inconclusive", f"stopped: {trial.stop.reason}", trial.stop.actor, "person"
     broken = unloadable(view, trial)
-    if broken and len(broken) == len(trial.table.arms) - 1:
-        return "roll_back", "; ".join(broken.values()), CONTROLLER, "load"
-    if judgement.verdict is not None:
+    leaving = {**judgement.drop, **broken}
+    if broken and len(leaving) == len(trial.table.arms) - 1:
+        return "roll_back", "; ".join(leaving.values()), CONTROLLER, "load"
+    if judgement.verdict is not None and judgement.arm not in broken:
         return judgement.verdict, judgement.reason, CONTROLLER, "judgement"
     return None
 
@@ -132,7 +131,7 @@ def moved_by_hand(view: View) -> list[Action]:
         return []
     # No service's name has `--`, so that no trial has the same key.
     key = f"{name}--move-{last.sequence + 1 if last else 1}"
-    return [WriteMove(name, ChampionMove(key, name, before, after, PERSON, view.now))]
+    return [WriteMove(name, ChampionMove(key, name, before, after, PERSON))]
 
 
 def _said(arm: str, decision: Decision) -> str:
@@ -143,4 +142,4 @@ def _said(arm: str, decision: Decision) -> str:
 
 def no_evidence(trial: Trial, now: float) -> Evidence:
     """What is known of a trial that nobody has looked at."""
-    return Evidence(now, tuple(ArmEvidence.empty(arm.name, arm.version) for arm in trial.table.arms))
+    return Evidence(now, tuple(ArmEvidence.empty(*arm) for arm in trial.arms.items()))

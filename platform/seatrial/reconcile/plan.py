@@ -12,11 +12,20 @@ from dataclasses import replace
 from typing import Any
 
 from seatrial.experiments.trial import PREVIOUS, Trial, look_at
-from seatrial.reconcile.actions import Action, ChangeTrial, Decide, MoveAlias, PutApps, PutState, TagVersion
-from seatrial.reconcile.closing import end_or_look, move_aliases, moved_by_hand, no_evidence, record
+from seatrial.reconcile.actions import (
+    Action,
+    AddLook,
+    ChangeTrial,
+    Decide,
+    MoveAlias,
+    PutApps,
+    PutState,
+    TagVersion,
+)
+from seatrial.reconcile.closing import decide_or_look, move_aliases, moved_by_hand, no_evidence, record
 from seatrial.reconcile.describe import phase_and_message
 from seatrial.reconcile.opening import open_trial
-from seatrial.reconcile.steering import steer
+from seatrial.reconcile.steering import steer, take_aliases
 from seatrial.reconcile.traffic import wanted_apps
 from seatrial.reconcile.view import View, full_app_name
 from seatrial.reconcile.world import Desired, DesiredService, Observed, ObservedService, Refusal, ServiceState
@@ -66,13 +75,19 @@ def plan_service(
 
 
 def _attend(view: View, trial: Trial) -> list[Action]:
-    """End a running trial if it is time, else keep a look at it and change what the look asks for."""
+    """End a running trial if it is time, else change what the look asks for; keep the look with either."""
     evidence = view.observed.evidence or no_evidence(trial, view.now)
     judgement = look_at(trial, evidence, view.now)
-    looks = end_or_look(view, trial, evidence, judgement)
-    if any(isinstance(action, Decide) for action in looks):
-        return looks
-    return [*looks, *steer(view, trial, evidence, judgement)]
+    decision, look = decide_or_look(view, trial, evidence, judgement)
+    if decision is not None:
+        return [Decide(trial.service, decision, look)]
+    # What a look asks for is not done while aliases are to be taken, so it is looked again after that.
+    if leaving := take_aliases(view, trial):
+        return leaving
+    changed = steer(view, trial, evidence, judgement)
+    if changed is not None:
+        return [ChangeTrial(trial.service, changed, look)]
+    return [] if look is None else [AddLook(trial.service, look)]
 
 
 def _put_apps(view: View) -> list[Action]:

@@ -4,36 +4,35 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from seatrial.experiments.assignment import TrialTable
 from seatrial.experiments.evidence import Evidence
 from seatrial.experiments.ramp import next_coverage
 from seatrial.experiments.reassignment import drop, reweight, with_coverage
 from seatrial.experiments.trial import Trial
 from seatrial.experiments.verdict import Judgement
-from seatrial.reconcile.actions import Action, ChangeTrial, MarkStep, MoveAlias, TagVersion
+from seatrial.reconcile.actions import Action, MarkStep, MoveAlias, TagVersion
 from seatrial.reconcile.view import View
 
 
-def steer(view: View, trial: Trial, evidence: Evidence, judgement: Judgement) -> list[Action]:
-    """The changes that the look asks for; none before the replicas have the table that they were told."""
-    leaving = _take_aliases(view, trial)
-    if leaving:
-        return leaving
+def steer(view: View, trial: Trial, evidence: Evidence, judgement: Judgement) -> Trial | None:
+    """The trial with the changes that the look asks for, None to let it be.
+
+    Nothing but a challenger's leaving is done before the replicas have the table that they were told.
+    """
     out = {**judgement.drop, **unloadable(view, trial)}
-    live = trial.table.arms
-    if out and len(out) < len(live) - 1:
-        table = trial.table
+    table = trial.table
+    if out and len(out) < len(table.arms) - 1:
         for arm in out:
             table = drop(table, arm)
-        return [ChangeTrial(trial.service, replace(trial, table=table, dropped={**trial.dropped, **out}))]
+        return replace(trial, table=table, dropped={**trial.dropped, **out})
     if not _is_told(view, trial):
-        return []
-    wider = next_coverage(trial.policy, trial.table.coverage, trial.ramped_at, evidence, view.now)
+        return None
+    live = evidence.of(arm.name for arm in table.arms)
+    wider = next_coverage(trial.policy, table.coverage, trial.ramped_at, live, view.now)
     if wider is not None:
-        table = with_coverage(trial.table, wider)
-        return [ChangeTrial(trial.service, replace(trial, table=table, ramped_at=view.now))]
-    moved = _moved_weights(trial.table, judgement)
-    return [] if moved is None else [ChangeTrial(trial.service, replace(trial, table=moved))]
+        return replace(trial, table=with_coverage(table, wider), ramped_at=view.now)
+    if judgement.weights is not None:
+        return replace(trial, table=reweight(table, judgement.weights))
+    return None
 
 
 def unloadable(view: View, trial: Trial) -> dict[str, str]:
@@ -50,7 +49,7 @@ def unloadable(view: View, trial: Trial) -> dict[str, str]:
     }
 
 
-def _take_aliases(view: View, trial: Trial) -> list[Action]:
+def take_aliases(view: View, trial: Trial) -> list[Action]:
     """Take the aliases of challengers that were dropped; one that a person has moved since is left alone."""
     actions: list[Action] = []
     for alias, why in trial.dropped.items():
@@ -69,8 +68,3 @@ def _take_aliases(view: View, trial: Trial) -> list[Action]:
 def _is_told(view: View, trial: Trial) -> bool:
     """Whether every replica splits by the trial's present table."""
     return view.is_settled and view.traffic.get("trial") == trial.table.to_json()
-
-
-def _moved_weights(table: TrialTable, judgement: Judgement) -> TrialTable | None:
-    wanted = judgement.weights
-    return None if wanted is None else reweight(table, wanted)

@@ -133,10 +133,12 @@ class Store(JobStore, EvidenceStore):
         with writing(self.engine) as connection:
             trials.open_trial(connection, trial)
 
-    def change_trial(self, trial: Trial) -> None:
-        """Replace the table of an open trial, when it was ramped and what it dropped."""
+    def change_trial(self, trial: Trial, look: Look | None = None) -> None:
+        """Replace the table of an open trial, when it was ramped and what it dropped; keep the look."""
         with writing(self.engine) as connection:
             trials.change_trial(connection, trial)
+            if look is not None:
+                trials.add_look(connection, look)
 
     def ask_stop(self, trial_id: str, stop: Stop) -> bool:
         """Ask for the trial's end; whether it was open and nobody had asked before."""
@@ -163,10 +165,14 @@ class Store(JobStore, EvidenceStore):
         with reading(self.engine) as connection:
             return trials.latest_trial(connection, service)
 
-    def decide(self, decision: Decision) -> None:
-        """Insert the decision; a trial's first one stands."""
+    def decide(self, decision: Decision, look: Look | None = None) -> None:
+        """Insert the decision and the look that it came from; a trial's first decision stands.
+
+        One that was not a person's is not inserted once a person has asked for the trial's end.
+        """
         with writing(self.engine) as connection:
-            trials.add_decision(connection, decision)
+            if trials.add_decision(connection, decision) and look is not None:
+                trials.add_look(connection, look)
 
     def decision(self, trial_id: str) -> Decision | None:
         """The trial's decision, if there is one."""

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, delete, func, select, update
 
 from seatrial.experiments.assignment import TrialTable
 from seatrial.experiments.trial import Decision, Look, Stop, Trial
@@ -45,10 +45,19 @@ def change_trial(connection: Connection, trial: Trial) -> None:
 
 
 def ask_stop(connection: Connection, trial_id: str, stop: Stop) -> bool:
-    """Note the wish; whether the trial was open and nobody had wished so before."""
-    is_going = (trials.c.id == trial_id, trials.c.state != "closed", trials.c.stop.is_(None))
+    """Note the wish; whether the trial was undecided and nobody had wished so before."""
+    if _stop_of(connection, trial_id) is not None or read_decision(connection, trial_id) is not None:
+        return False
+    is_going = (trials.c.id == trial_id, trials.c.state != "closed")
     statement = update(trials).where(*is_going).values(stop=json.dumps(asdict(stop)))
     return connection.execute(statement).rowcount > 0
+
+
+def _stop_of(connection: Connection, trial_id: str) -> str | None:
+    """The wish to end the trial, which nobody changes until the transaction is over."""
+    # PostgreSQL locks the row; SQLite's writers exclude each other anyway.
+    statement = select(trials.c.stop).where(trials.c.id == trial_id).with_for_update()
+    return connection.execute(statement).scalar()
 
 
 def all_trials(connection: Connection, service: str | None = None, *, limit: int = 200) -> list[Trial]:
@@ -96,11 +105,14 @@ def close_trial(connection: Connection, decision: Decision) -> None:
     )
 
 
-def add_decision(connection: Connection, decision: Decision) -> None:
-    """Insert the decision; a trial's first one stands."""
+def add_decision(connection: Connection, decision: Decision) -> bool:
+    """Insert the decision unless there is one; False where it does not know of a person's wish to end it."""
+    if _stop_of(connection, decision.trial_id) is not None and decision.cause != "person":
+        return False
     plain = decision.to_json()
     texts = {name: json.dumps(plain[name], sort_keys=True) for name in ("evidence", "judgement")}
     insert_new(connection, decisions, {**plain, **texts})
+    return True
 
 
 def read_decision(connection: Connection, trial_id: str) -> Decision | None:
@@ -113,7 +125,10 @@ def read_decision(connection: Connection, trial_id: str) -> Decision | None:
 
 
 def add_look(connection: Connection, look: Look) -> None:
-    """Insert the look; one at the same number of units stays as it is."""
+    """Insert the look; one at the same number of units stays as it is, unless this one was planned."""
+    if look.judgement.look is not None:
+        at = (looks.c.trial_id == look.trial_id, looks.c.units == look.units)
+        connection.execute(delete(looks).where(*at))
     plain = look.to_json()
     body = {"judgement": plain["judgement"], "exposures": dict(look.exposures)}
     row = {"trial_id": look.trial_id, "units": look.units, "at": look.at, "judgement": json.dumps(body)}
