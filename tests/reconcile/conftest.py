@@ -56,6 +56,8 @@ class Sim:
         self.now = 1_000_000.0
         self.config = config(**trial)
         self.config_at = 1.0
+        self.is_there = True
+        self.deleted_at: float | None = None
         self.status = "RUNNING"
         self.kinds = kinds or {}
         self.aliases: dict[str, str] = {}
@@ -90,7 +92,14 @@ class Sim:
             known |= set(trial.arms.values())
         versions = {version: self._info(version) for version in known}
         desired = DesiredService(
-            NAME, self.config, "/", "models:/base/1", dict(self.aliases), versions, self.config_at
+            NAME,
+            self.config,
+            "/",
+            "models:/base/1",
+            dict(self.aliases),
+            versions,
+            self.config_at,
+            self.deleted_at,
         )
         decision = self.decisions.get(trial.id) if trial else None
         service = ObservedService(
@@ -114,7 +123,7 @@ class Sim:
             )
             for name, app in self.apps.items()
         }
-        return Desired((desired,)), Observed(apps, {NAME: service})
+        return Desired((desired,) if self.is_there else ()), Observed(apps, {NAME: service})
 
     def _info(self, version: str) -> VersionInfo:
         kind = self.kinds.get(version, "adapter")
@@ -184,12 +193,15 @@ class Sim:
         self.writes.append(action)
         match action:
             case do.PutApps(apps=apps, owned=owned):
-                self._check_ready(apps[0])
+                if apps:
+                    self._check_ready(apps[0])
                 others = {name: app for name, app in self.apps.items() if name not in owned}
                 self.apps = {**others, **{app["name"]: dict(app) for app in apps}}
                 self.told_at = self.now
             case do.PutState(state=state):
                 self.state = state
+            case do.RemoveService(deleted_at=deleted_at):
+                self.is_there = self.is_there and self.deleted_at != deleted_at
             case do.OpenTrial(trial=trial):
                 self.trials.setdefault(trial.id, trial)
                 self.rates, self.failed = {}, {}

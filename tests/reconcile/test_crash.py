@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from seatrial.experiments.trial import Stop
 from seatrial.reconcile.plan import plan
+from seatrial.reconcile.world import ServiceState
 
 VERSIONS = st.sampled_from(["1", "2", "3", "4"])
 ALIASES = st.sampled_from(["champion", "challenger", "challenger-b", "shadow", "previous"])
@@ -49,6 +50,10 @@ def stop(sim):
             sim.trials[trial.id] = dataclasses.replace(trial, stop=Stop("anna", "enough"))
 
 
+def delete(sim):
+    sim.deleted_at = sim.now
+
+
 def one_of_two_is_better(sim):
     sim.rates = {"champion": (800, 160), "challenger": (400, 90), "challenger-b": (400, 240)}
 
@@ -65,8 +70,14 @@ def one_of_two_breaks(sim):
 ONE = {"challenger": "2"}
 TWO = {"challenger": "2", "challenger-b": "3", "shadow": "5"}
 EVENTS = [
-    *((event, ONE) for event in (better, worse, skewed, supersede, make_champion, withdraw, break_it, stop)),
-    *((event, TWO) for event in (one_of_two_is_better, one_of_two_is_worse, one_of_two_breaks, supersede)),
+    *(
+        (event, ONE)
+        for event in (better, worse, skewed, supersede, make_champion, withdraw, break_it, stop, delete)
+    ),
+    *(
+        (event, TWO)
+        for event in (one_of_two_is_better, one_of_two_is_worse, one_of_two_breaks, supersede, delete)
+    ),
 ]
 
 
@@ -95,6 +106,7 @@ def end_of(sim):
         "decisions": {name: decision.to_json() for name, decision in sim.decisions.items()},
         "audits": sim.audits,
         "state": sim.state,
+        "is_there": sim.is_there,
         "looks": {name: sorted(looks) for name, looks in sim.looks.items()},
     }
 
@@ -145,6 +157,17 @@ class AnyWorld(RuleBasedStateMachine):
     def restart_serve(self):
         self.sim.apps, self.sim.rows = {}, {}
 
+    @rule()
+    def delete(self):
+        delete(self.sim)
+
+    @rule()
+    def deploy(self):
+        sim = self.sim
+        if not sim.is_there:
+            sim.state = ServiceState()
+        sim.is_there, sim.deleted_at, sim.config_at = True, None, sim.now
+
     @rule(effects=st.integers(1, 6))
     def crash_soon(self, effects):
         self.sim.crash_at = self.sim.effects + effects
@@ -162,6 +185,11 @@ class AnyWorld(RuleBasedStateMachine):
         sim = self.sim
         sim.run()
         assert plan(*sim.observe(), sim.now) == []
+        assert sim.is_there == (sim.deleted_at is None)
+        if not sim.is_there:
+            assert sim.apps == {}
+            assert all(trial.state == "closed" for trial in sim.trials.values())
+            return
         wished, champion = sim.aliases.get("champion"), sim.traffic.get("aliases", {}).get("champion")
         if wished is None:
             assert champion == sim.state.served  # the last one goes on

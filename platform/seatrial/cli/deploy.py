@@ -10,7 +10,6 @@ import typer
 
 from seatrial.cli.output import say
 from seatrial.cli.where import addresses
-from seatrial.reconcile.observed import route_prefixes
 from seatrial.submission import deploy
 from seatrial.submission.recipes import load_service
 
@@ -30,14 +29,14 @@ def command(
     config = load_service(service)
     found = addresses()
     deploy.check(config, found, service)
-    rows = deploy.put(config, found, now=time.time())
-    base = rows[config.name]["config"]["engine"]["base"]
+    row = deploy.put(config, found, now=time.time())
+    base = row["config"]["engine"]["base"]
     if base != config.engine.base:
         say(f"{config.name}: engine.base: {config.engine.base} is pinned to {base}")
     say(f"{config.name}: written down for the controller")
     if not wait:
         return
-    status = deploy.await_ready(config.name, rows[config.name]["updated_at"], found, timeout_s, say)
+    status = deploy.await_ready(config.name, row["updated_at"], found, timeout_s, say)
     if status["champion"] is None:
         say(f"next: seatrial promote {config.name} VERSION --as champion")
-    say(deploy.curl_line(config, f"{found.serve_url}{route_prefixes(rows)[config.name]}".rstrip("/")))
+    say(deploy.curl_line(config, f"{found.serve_url}{row['route_prefix']}".rstrip("/")))

@@ -32,6 +32,7 @@ def _service(store: Store, name: str, row: Mapping[str, Any], seen: Report, now:
         "name": name,
         "state": state.phase,
         "message": state.message,
+        "route_prefix": row["route_prefix"],
         "observed": bool(row["state"]),
         "config_at": state.config_at,
         "champion": state.served,

@@ -34,6 +34,13 @@ class PutState(Action):
 
 
 @dataclass(frozen=True)
+class RemoveService(Action):
+    """Forget the service whose deletion was asked for then, unless it was deployed again since."""
+
+    deleted_at: float
+
+
+@dataclass(frozen=True)
 class OpenTrial(Action):
     """Insert the trial."""
 

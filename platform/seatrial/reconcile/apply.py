@@ -17,6 +17,7 @@ from seatrial.reconcile.actions import (
     OpenTrial,
     PutApps,
     PutState,
+    RemoveService,
     TagVersion,
     WriteAudit,
     WriteMove,
@@ -54,6 +55,10 @@ class Applier:
     @apply.register
     def _(self, action: PutState) -> None:
         self._store.put_state(action.service, action.state.to_json())
+
+    @apply.register
+    def _(self, action: RemoveService) -> None:
+        self._store.remove_service(action.service, deleted_at=action.deleted_at)
 
     @apply.register
     def _(self, action: OpenTrial) -> None:

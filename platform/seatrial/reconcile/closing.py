@@ -20,6 +20,7 @@ from seatrial.reconcile.view import View
 
 CONTROLLER = "seatrial controller"
 PERSON = "a person, through the registry"
+DELETER = "a person, by deleting the service"
 # A look is kept when this share more units have been seen than at the last one.
 LOOK_GROWTH = 0.02
 
@@ -47,6 +48,8 @@ def decide_or_look(
 
 def _ended(view: View, trial: Trial, judgement: Judgement) -> tuple[VerdictName, str, str, Cause] | None:
     """Verdict, reason, who acted and why. A person's wish comes before any evidence."""
+    if view.desired.deleted_at is not None:
+        return "superseded", "the service was deleted", DELETER, "person"
     found = {alias: (version, view.desired.aliases.get(alias)) for alias, version in trial.arms.items()}
     moved = [
         f"{alias} moved from {before} to {now or 'nothing'}"

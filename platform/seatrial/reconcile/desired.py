@@ -20,15 +20,15 @@ class Registry:
     def __init__(self, uri: str) -> None:
         self._client: MlflowClient = connect(uri)
 
-    def service(
-        self, name: str, row: Mapping[str, Any], route_prefix: str, also: Collection[str]
-    ) -> DesiredService:
+    def service(self, name: str, row: Mapping[str, Any], also: Collection[str]) -> DesiredService:
         """What is wished of a service; ``also`` are versions wanted besides those that aliases name.
 
         Raises:
             RetryableError: MLflow did not answer everything, or knows nothing of what is being served.
         """
-        served = row["state"].get("served")
+        deleted_at: float | None = row["deleted_at"]
+        # A service that is to go needs nothing of the registry any more.
+        served = row["state"].get("served") if deleted_at is None else None
         aliases = self._aliases(name)
         if aliases is None and served is not None:
             raise RetryableError(_unknown(name, f"no registered model {name}", served))
@@ -39,7 +39,9 @@ class Registry:
             raise RetryableError(_unknown(name, f"no champion of {name} and none of its versions", served))
         config = row["config"]
         base = config["engine"]["base"]
-        return DesiredService(name, config, route_prefix, base, aliases, versions, row["updated_at"])
+        return DesiredService(
+            name, config, row["route_prefix"], base, aliases, versions, row["updated_at"], deleted_at
+        )
 
     def _aliases(self, name: str) -> dict[str, str] | None:
         """Alias → version; None where there is no such model."""

@@ -40,7 +40,6 @@ def observe(store: Store, serve: ServeApi, mlflow_uri: str, now: float) -> World
         return World(Desired(()), Observed({}, {}), {})
     apps = serve.apps()
     registry = Registry(mlflow_uri)
-    prefixes = route_prefixes(rows)
     desired: list[DesiredService] = []
     known: dict[str, ObservedService] = {}
     problems: dict[str, Exception] = {}
@@ -48,17 +47,11 @@ def observe(store: Store, serve: ServeApi, mlflow_uri: str, now: float) -> World
         try:
             service = _service(store, name, row, now)
             also = _versions(service, apps.get(name))
-            desired.append(registry.service(name, row, prefixes[name], also))
+            desired.append(registry.service(name, row, also))
             known[name] = service
         except Exception as error:  # a row that cannot be read must not keep the others waiting
             problems[name] = error
     return World(Desired(tuple(desired)), Observed(apps, known), problems)
-
-
-def route_prefixes(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The oldest service answers at `/`, so that it never moves; the others at `/NAME`."""
-    oldest = min(rows, key=lambda name: (rows[name]["created_at"], name), default=None)
-    return {name: "/" if name == oldest else f"/{name}" for name in rows}
 
 
 def _service(store: Store, name: str, row: Mapping[str, Any], now: float) -> ObservedService:

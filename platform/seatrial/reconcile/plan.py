@@ -23,6 +23,7 @@ from seatrial.reconcile.actions import (
     TagVersion,
 )
 from seatrial.reconcile.closing import decide_or_look, move_aliases, moved_by_hand, no_evidence, record
+from seatrial.reconcile.deletion import take_down
 from seatrial.reconcile.describe import phase_and_message
 from seatrial.reconcile.opening import open_trial
 from seatrial.reconcile.steering import steer, take_aliases
@@ -57,6 +58,8 @@ def plan_service(
         looks = _attend(view, trial)
         if any(isinstance(action, Decide | ChangeTrial) for action in looks):
             return looks
+    if desired.deleted_at is not None:
+        return take_down(view, desired.deleted_at)
     actions = [*looks, *_load_error_tags(view)]
     puts = _put_apps(view)
     actions += _note_served(view)

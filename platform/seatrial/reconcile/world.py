@@ -14,7 +14,7 @@ from seatrial.experiments.trial import Decision, Trial
 ADAPTER_KINDS = ("adapter",)
 FULL_KINDS = ("full", "int8")
 
-Phase = Literal["starting", "waiting", "loading", "serving", "trial", "failed"]
+Phase = Literal["starting", "waiting", "loading", "serving", "trial", "failed", "deleting"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class DesiredService:
     aliases: Mapping[str, str]
     versions: Mapping[str, VersionInfo]
     config_at: float
+    deleted_at: float | None = None
+    """When a person asked for its deletion."""
 
 
 @dataclass(frozen=True)

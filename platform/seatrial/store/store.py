@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 
 from seatrial.experiments.record import Anchor
 from seatrial.experiments.trial import Decision, Look, Stop, Trial
-from seatrial.store import anchors, lease, trials, writer
+from seatrial.store import anchors, deploying, lease, trials, writer
 from seatrial.store.bulk import Row
 from seatrial.store.database import migrate, open_engine, reading, writing
 from seatrial.store.evidence_store import EvidenceStore
@@ -86,31 +86,25 @@ class Store(JobStore, EvidenceStore):
         """Insert the service, or replace its configuration; whether the configuration changed.
 
         ``config`` is `ServiceConfig.model_dump(mode="json")`. Writing the same again only sets `updated_at`,
-        by which the controller knows that it was asked to try again.
+        by which the controller knows that it was asked to try again. A service that was to be deleted stays.
         """
-        text = json.dumps(config, sort_keys=True)
-        row = {"name": name, "config": text, "created_at": now, "updated_at": now, "state": "{}"}
         with writing(self.engine) as connection:
-            if writer.insert_new(connection, services, row):
-                return True
-            is_row = services.c.name == name
-            before = connection.execute(select(services.c.config).where(is_row)).scalar_one()
-            connection.execute(update(services).where(is_row).values(config=text, updated_at=now))
-            return bool(before != text)
+            return deploying.put_service(connection, name, config, now=now)
 
     def services(self) -> dict[str, dict[str, Any]]:
-        """Every service: name → {"config", "state", "created_at", "updated_at"}."""
+        """Every service: name → config, state, created_at, updated_at, route_prefix, deleted_at."""
         with reading(self.engine) as connection:
-            rows = connection.execute(select(services).order_by(services.c.name)).mappings().all()
-        return {
-            row["name"]: {
-                "config": json.loads(row["config"]),
-                "state": json.loads(row["state"]),
-                "created_at": row["created_at"],
-                "updated_at": row["updated_at"],
-            }
-            for row in rows
-        }
+            return deploying.read_services(connection)
+
+    def ask_delete(self, name: str, *, now: float) -> bool:
+        """Mark the service for the controller to take away; whether there is one."""
+        with writing(self.engine) as connection:
+            return deploying.ask_delete(connection, name, now=now)
+
+    def remove_service(self, name: str, *, deleted_at: float) -> None:
+        """Remove the service that was marked then, and the status of its replicas."""
+        with writing(self.engine) as connection:
+            deploying.remove_service(connection, name, deleted_at=deleted_at)
 
     def put_state(self, name: str, state: dict[str, Any]) -> None:
         """Replace what the controller keeps of the service."""

@@ -37,6 +37,9 @@ services = Table(
     Column("created_at", Double, nullable=False),
     Column("updated_at", Double, nullable=False),
     Column("state", Text, nullable=False, default="{}"),  # ServiceState as JSON, written by the controller
+    Column("route_prefix", String(64)),  # where it answers, for as long as it is there
+    Column("deleted_at", Double),  # when a person asked for its deletion
+    Index(None, "route_prefix", unique=True),
 )
 
 trials = Table(

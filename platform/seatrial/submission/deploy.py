@@ -63,8 +63,8 @@ def check_base(base: str, addresses: Addresses, file: Path) -> None:
         )
 
 
-def put(config: ServiceConfig, addresses: Addresses, *, now: float) -> dict[str, dict[str, Any]]:
-    """Write the service into the store, and return the rows of all services.
+def put(config: ServiceConfig, addresses: Addresses, *, now: float) -> dict[str, Any]:
+    """Write the service into the store, and return its row.
 
     Raises:
         UserError: the base's alias names nothing.
@@ -77,7 +77,22 @@ def put(config: ServiceConfig, addresses: Addresses, *, now: float) -> dict[str,
     try:
         store.migrate()
         store.put_service(config.name, pinned.model_dump(mode="json"), now=now)
-        return store.services()
+        return store.services()[config.name]
+    finally:
+        store.close()
+
+
+def stored(name: str, addresses: Addresses) -> dict[str, Any]:
+    """The configuration that the service has now; empty when it is not deployed.
+
+    Raises:
+        RetryableError: the store does not answer.
+    """
+    from seatrial.store import Store
+
+    store = Store(addresses.store_url)
+    try:
+        return dict(store.services().get(name, {}).get("config", {}))
     finally:
         store.close()
 
