@@ -19,6 +19,7 @@ from seatrial.controller.show import FILTERS
 from seatrial.errors import SeatrialError
 from seatrial.experiments.trial import Trial
 from seatrial.registry import audit
+from seatrial.registry.audit_plot import arm_colours
 from seatrial.registry.client import connect
 
 WEB = Path(__file__).with_name("web")
@@ -65,7 +66,7 @@ class Pages:
             "trial.html",
             trial=self._report(trial, now),
             latency=latency,
-            colours=pictures.colours(trial),
+            colours=arm_colours(trial),
             decision=self._store.decision(trial.id),
             version=self._version_page,
             now=now,

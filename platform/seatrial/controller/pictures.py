@@ -8,7 +8,7 @@ from datetime import UTC
 from typing import TYPE_CHECKING
 
 from seatrial.experiments.trial import Look, Trial
-from seatrial.registry.audit_plot import ONE_AT_A_TIME
+from seatrial.registry.audit_plot import ONE_AT_A_TIME, arm_colours
 from seatrial.store.latency import Latency
 
 if TYPE_CHECKING:
@@ -16,13 +16,7 @@ if TYPE_CHECKING:
 
     Draw = Callable[[Axes], None]
 
-COLOURS = ("#6b7780", "#0b6e99", "#c4561a", "#6a4c93", "#2d7d46")
 QUIET, TEXT = "#d5d9dd", "#444b52"
-
-
-def colours(trial: Trial) -> dict[str, str]:
-    """Arm → colour, the champion's grey."""
-    return {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(trial.arms)}
 
 
 def intervals(trial: Trial, looks: Sequence[Look]) -> bytes:
@@ -31,7 +25,7 @@ def intervals(trial: Trial, looks: Sequence[Look]) -> bytes:
     def draw(axes: Axes) -> None:
         axes.axhline(0, color="#30363b", linewidth=1)
         reach = 0.0
-        for name, colour in list(colours(trial).items())[1:]:
+        for name, colour in list(arm_colours(trial).items())[1:]:
             found = [(look, _difference(look, trial, name)) for look in looks]
             known = [(look, each) for look, each in found if each is not None]
             if not known:
@@ -56,7 +50,7 @@ def exposures(trial: Trial, looks: Sequence[Look]) -> bytes:
 
     def draw(axes: Axes) -> None:
         times = [_time(trial.opened_at), *(_time(look.at) for look in looks)]
-        for name, colour in colours(trial).items():
+        for name, colour in arm_colours(trial).items():
             counts = [0, *(look.exposures.get(name, 0) for look in looks)]
             axes.plot(times, counts, color=colour, linewidth=2, label=name)
         axes.set_ylim(bottom=0, top=None if looks else 1)
@@ -70,7 +64,7 @@ def latencies(trial: Trial, found: Mapping[str, Latency]) -> bytes:
 
     def draw(axes: Axes) -> None:
         longest = 0.0
-        for name, colour in colours(trial).items():
+        for name, colour in arm_colours(trial).items():
             seconds = sorted(found[name].latency_s) if name in found else []
             if not seconds:
                 continue

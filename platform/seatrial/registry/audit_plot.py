@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#5b6770", "#0b6e99", "#c4561a", "#6a4c93", "#2d7d46")
+COLOURS = ("#6b7780", "#0b6e99", "#c4561a", "#6a4c93", "#2d7d46")
 GOOD, BAD = "#1a7f4b", "#b3261e"
 VERDICTS = {
     "promote": GOOD,
@@ -30,6 +30,11 @@ _LEAST_P = 1e-6  # smaller ones are drawn here
 _ROW = 0.24  # inches of one guardrail's line
 
 
+def arm_colours(trial: Trial) -> dict[str, str]:
+    """Arm → colour, the champion's grey; the pages have the same."""
+    return {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(trial.arms)}
+
+
 def draw(trial: Trial, decision: Decision, looks: Sequence[Look]) -> Figure:
     """Three panels over the number of units, and one line for each guardrail of each challenger."""
     from matplotlib.figure import Figure
@@ -39,7 +44,7 @@ def draw(trial: Trial, decision: Decision, looks: Sequence[Look]) -> Figure:
     figure = Figure(figsize=(9, height), dpi=130, layout="constrained")
     *panels, last = figure.subplots(4, 1, height_ratios=[3.3, 1.5, 1.2, _ROW * (len(rails) + 2)])
     above, middle, below = panels
-    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(trial.arms)}
+    colours = arm_colours(trial)
     _interval(above, trial, decision, looks, colours)
     _exposures(middle, looks, colours)
     _sample_ratio(below, trial, looks)
