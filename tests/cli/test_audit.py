@@ -33,6 +33,7 @@ def ask(kept: Archive, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
     def run(*arguments: str, of: Archive = kept) -> tuple[int, str, str]:
         monkeypatch.setenv("SEATRIAL_STORE_URL", of.url)
+        capsys.readouterr()  # MLflow tells of each run that was made for the test
         code = main(["audit", *arguments])
         return code, *capsys.readouterr()
 
@@ -53,11 +54,11 @@ def test_a_service_s_decisions_are_listed_and_hold(kept: Archive, ask):
     rows = [line.split("\t") for line in lines]
     first, move, second = rows
     assert first[:2] == ["1", "audited-1"]
-    assert first[2:5] == ["1970-01-02 04:03:20 UTC"[:19], "1 → -", "promote"]
+    assert first[2:5] == ["1970-01-02 04:11:40", "1 → -", "promote"]
     assert first[5] == "2,000"
     assert first[6].startswith("+0.1200 in [+0.0")
     assert first[7:] == ["seatrial controller", kept.records[0].hash[:12]]
-    assert move[:2] + move[3:7] == ["2", "audited-move-2", "2 → 1", "alias", "-", "-"]
+    assert move[:2] + move[3:7] == ["2", "audited--move-2", "2 → 1", "alias", "-", "-"]
     assert second[1] == "audited-2"
     assert last == "audited: 3 records: hashes, chain and store agree"
 
@@ -66,7 +67,7 @@ def test_programs_read_the_whole_records(kept: Archive, ask):
     code, out, _ = ask("audited", "--json")
     found = json.loads(out)
     assert (code, found["problems"]) == (0, [])
-    assert [each["key"] for each in found["records"]] == ["audited-1", "audited-move-2", "audited-2"]
+    assert [each["key"] for each in found["records"]] == ["audited-1", "audited--move-2", "audited-2"]
     assert all(each["anchored"] and audit.digest(each["body"]) == each["hash"] for each in found["records"])
 
 
@@ -130,7 +131,7 @@ def test_a_record_that_cannot_be_read_is_no_traceback(kept: Archive, ask, tmp_pa
         (["nobody"], "SERVICE: nobody: no such service"),
         (["it's"], "SERVICE: it's: no such name"),
         (["--replay", "audited-99"], "--replay: audited-99: no record of such a trial"),
-        (["--replay", "audited-move-2"], "--replay: audited-move-2: no record of such a trial"),
+        (["--replay", "audited--move-2"], "--replay: audited--move-2: no record of such a trial"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line_and_exit_code_2(ask, arguments: list[str], said: str):
@@ -144,4 +145,4 @@ def test_mlflow_that_is_away_is_told_as_that(ask, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     code, _, err = ask("audited")
     assert code == 75
-    assert err.startswith("MLflow: ")
+    assert err.startswith("MLFLOW_TRACKING_URI: ")

@@ -78,7 +78,7 @@ class Archive:
         """A champion moved by hand, recorded; its key."""
         last = self.store.last_anchor(self.service)
         key = f"{self.service}--move-{last.sequence + 1 if last else 1}"
-        move = ChampionMove(key, self.service, before, after, "a person, through the registry", AT + 9000.0)
+        move = ChampionMove(key, self.service, before, after, "a person, through the registry")
         self.applier.apply(WriteMove(self.service, move))
         return key
 

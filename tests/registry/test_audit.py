@@ -158,7 +158,7 @@ def test_trials_and_moves_by_hand_are_one_chain(mlflow_uri: str, tmp_path: Path)
 def test_a_move_is_recorded_once_and_as_it_was_begun(mlflow_uri: str, tmp_path: Path, monkeypatch):
     """The writer dies before the record is whole; a person moves the alias again before the next attempt."""
     kept = Archive("once", mlflow_uri, tmp_path)
-    first = ChampionMove("once--move-1", "once", "1", "2", "who", 1.5)
+    first = ChampionMove("once--move-1", "once", "1", "2", "who")
     fill = audit._fill
 
     def die(*_: Any) -> Any:
@@ -168,10 +168,9 @@ def test_a_move_is_recorded_once_and_as_it_was_begun(mlflow_uri: str, tmp_path: 
     monkeypatch.setattr(audit, "_fill", die)
     with pytest.raises(KeyboardInterrupt):
         audit.write_move(first, uri=mlflow_uri)
-    later = dataclasses.replace(first, after="3", at=9.0)
+    later = dataclasses.replace(first, after="3")
     written = audit.write_move(later, uri=mlflow_uri)
     assert (written.body["champion_before"], written.body["champion_after"]) == ("1", "2")
-    assert written.body["decided_at"] == 1.5
     assert audit.write_move(later, uri=mlflow_uri) == written
     assert written.anchor("once").champion == "2"
     assert kept.records == [written]

@@ -14,7 +14,6 @@ class ChampionMove:
     before: str
     after: str
     actor: str
-    at: float
 
 
 @dataclass(frozen=True)

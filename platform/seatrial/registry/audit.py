@@ -11,7 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,6 @@ TRIAL_TAG = "seatrial.trial"
 MOVE_TAG = "seatrial.move"
 BEFORE_TAG = "seatrial.champion_before"
 AFTER_TAG = "seatrial.champion_after"
-AT_TAG = "seatrial.moved_at"
 SEQUENCE_TAG = "seatrial.sequence"
 CREATED_TAG = "seatrial.created_ns"
 PREVIOUS_TAG = "seatrial.previous_hash"
@@ -109,15 +108,12 @@ def write_move(move: ChampionMove, *, uri: str | None = None) -> AuditRecord:
     """
 
     def body(tags: Mapping[str, str]) -> dict[str, Any]:
-        begun = ChampionMove(
-            move.key, move.service, tags[BEFORE_TAG], tags[AFTER_TAG], move.actor, float(tags[AT_TAG])
-        )
-        return move_record(begun, **_links(tags))
+        begun = replace(move, before=tags[BEFORE_TAG], after=tags[AFTER_TAG])
+        return move_record(begun, int(tags[CREATED_TAG]) / 1e9, **_links(tags))
 
     entry = _Entry(
         move.service, MOVE_TAG, move.key, MOVE, f"champion moved from {move.before} to {move.after}",
-        move.actor, move.at, body, lambda *_: None,
-        {BEFORE_TAG: move.before, AFTER_TAG: move.after, AT_TAG: repr(move.at)},
+        move.actor, time.time(), body, lambda *_: None, {BEFORE_TAG: move.before, AFTER_TAG: move.after},
     )  # fmt: skip
     return _write(entry, uri)
 

@@ -103,7 +103,7 @@ def record_of(
     }
 
 
-def move_record(move: ChampionMove, *, sequence: int, previous_hash: str) -> dict[str, Any]:
+def move_record(move: ChampionMove, at: float, *, sequence: int, previous_hash: str) -> dict[str, Any]:
     """The JSON of a champion that was moved outside of any trial."""
     return {
         "format": FORMAT,
@@ -114,7 +114,7 @@ def move_record(move: ChampionMove, *, sequence: int, previous_hash: str) -> dic
         "verdict": MOVE,
         "reason": f"champion moved from {move.before} to {move.after}",
         "actor": move.actor,
-        "decided_at": move.at,
+        "decided_at": at,
         "champion_before": move.before,
         "champion_after": move.after,
     }

@@ -25,6 +25,7 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 # A server that keeps its artifacts in an object store moves a whole file before its first byte or answer.
