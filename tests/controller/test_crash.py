@@ -168,16 +168,21 @@ class Story:
 
     def tell(self) -> dict[str, Any]:
         for alias in ("champion", "challenger"):
-            run = self.client.create_run("0").info
-            tags = {"seatrial.kind": "adapter", "seatrial.digest": alias}
-            source = f"{run.artifact_uri}/model"
-            version = self.client.create_model_version(self.name, source, run.run_id, tags=tags).version
-            self.client.set_registered_model_alias(self.name, alias, version)
-            self.rest()
+            self.point(alias, self.register(alias))
         self._visit()
         self.rest()
         self.effects += len(self.applier.done)
         return self._end()
+
+    def register(self, digest: str) -> str:
+        run = self.client.create_run("0").info
+        tags = {"seatrial.kind": "adapter", "seatrial.digest": digest}
+        source = f"{run.artifact_uri}/model"
+        return str(self.client.create_model_version(self.name, source, run.run_id, tags=tags).version)
+
+    def point(self, alias: str, version: str) -> None:
+        self.client.set_registered_model_alias(self.name, alias, version)
+        self.rest()
 
     def _visit(self) -> None:
         trial = self.store.latest_trial(self.name)
@@ -276,6 +281,23 @@ def test_killed_while_writing_the_audit_record_it_is_completed_in_the_same_run(
     story = Story(mlflow_uri, tmp_path, "half-written")
     assert story.tell() == whole
     assert story.deaths == 1
+
+
+def test_a_champion_moved_by_hand_is_recorded_once_whatever_write_it_dies_after(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    reaper = Reaper(monkeypatch)
+    story = Story(mlflow_uri, tmp_path, "by-hand", reaper=reaper)
+    first, second = story.register("one"), story.register("two")
+    for version in (first, second, first, second):
+        story.point("champion", version)
+    assert story.deaths == len(reaper.survived) > 20
+    history = audit.history("by-hand", uri=mlflow_uri)
+    moves = [(each.body["champion_before"], each.body["champion_after"]) for each in history.records]
+    assert moves == [(first, second), (second, first), (first, second)]
+    assert history.hidden == {}
+    assert audit.verify_history(history, story.store.anchors("by-hand"), {}) == []
+    assert story.client.get_registered_model("by-hand").aliases == {"champion": "2", "previous": "1"}
 
 
 def test_a_record_that_was_changed_or_taken_away_is_found(mlflow_uri: str, tmp_path: Path):
