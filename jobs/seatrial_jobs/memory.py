@@ -9,6 +9,9 @@ weight and a bytes an activation (4, or 2 in bfloat16):
 - optimizer    8 t                                        (AdamW's two moments in float32)
 - activations  b T (L (a (6 h + 2 (H + K) d + 4 f) + 8 h) + 12 V)
 
+With `run.recompute` a layer keeps its input alone, 4 h, besides one layer that is being computed again. With
+`run.loss_chunk_tokens` c, logits take 2 a V a token, their gradient included, and 12 V for c tokens.
+
 The activations are what the backward pass of a Llama block keeps: the inputs of its seven matrices, both
 norms' inputs and outputs (float32 once more each), queries, keys and values after rotation, and three
 tensors of the gated feed-forward part. Attention scores are never kept (Dao et al. 2022, arXiv:2205.14135;
@@ -47,15 +50,32 @@ def memory_of(recipe: TrainRecipe | PretrainRecipe, shape: Shape, *, on_gpu: boo
         weights=each * shape.parameters + (4 * trained if is_lora else 0),
         gradients=4 * trained * (2 if workers > 1 else 1),
         optimizer=8 * trained,
-        activations=activation_bytes(shape, rows * run.seq_tokens, bytes_each=2 if halves else 4),
+        activations=activation_bytes(
+            *(shape, rows * run.seq_tokens),
+            bytes_each=2 if halves else 4,
+            recompute=run.recompute,
+            chunk_tokens=run.loss_chunk_tokens,
+        ),
     )
 
 
-def activation_bytes(shape: Shape, tokens: int, *, bytes_each: int) -> int:
+def activation_bytes(
+    shape: Shape,
+    tokens: int,
+    *,
+    bytes_each: int,
+    recompute: bool = False,
+    chunk_tokens: int | None = None,
+) -> int:
     """Bytes that are kept for the backward pass over so many tokens."""
     s = shape
     block = bytes_each * (6 * s.hidden + 2 * (s.heads + s.kv_heads) * s.head_dim + 4 * s.feed_forward)
-    return tokens * (s.layers * (block + 8 * s.hidden) + 12 * s.vocabulary)
+    block += 8 * s.hidden
+    layers = s.layers * 4 * s.hidden + block if recompute else s.layers * block
+    if chunk_tokens is None:
+        return tokens * (layers + 12 * s.vocabulary)
+    logits = 2 * bytes_each * tokens + 12 * min(chunk_tokens, tokens)
+    return tokens * layers + logits * s.vocabulary
 
 
 def _bytes_of_weight(recipe: TrainRecipe | PretrainRecipe, *, frozen: bool, on_gpu: bool) -> int:

@@ -47,7 +47,7 @@ def test_both_loops_train_alike_and_a_cpu_has_no_utilisation():
 
 
 def test_lora_trains_less_and_takes_less_memory():
-    found = lines_of("lora_vs_full", "--steps=2", "--warmup=1", "--rounds=1", "--batch-rows=2")
+    found = lines_of("lora_vs_full", "--steps=2", "--warmup=1", "--rounds=1", "--seq-tokens=64")
     assert found["lora_vs_full_trained"]["ratio"] < 0.1
     assert 0.05 < found["lora_vs_full_memory"]["ratio"] < 1
     assert found["lora_vs_full_step"]["ours"] > 0

@@ -56,6 +56,18 @@ def test_activations_are_within_a_quarter_of_what_is_kept_for_the_backward_pass(
     assert activation_bytes(shape, 2 * 128, bytes_each=2 if halves else 4) == pytest.approx(truth, rel=0.25)
 
 
+def test_recomputed_layers_and_chunks_of_the_loss_need_less():
+    shape, tokens = Shape(2048, 8192, 16, 32, 8, 64, 128256, tied=True), 16384
+    whole = activation_bytes(shape, tokens, bytes_each=2)
+    chunked = activation_bytes(shape, tokens, bytes_each=2, chunk_tokens=2048)
+    # Of 12 bytes a logit, 4 stay for all tokens and 12 for those of a chunk.
+    assert whole - chunked == (8 * tokens - 12 * 2048) * shape.vocabulary
+    recomputed = activation_bytes(shape, tokens, bytes_each=2, recompute=True)
+    layers, rest = whole - 12 * tokens * shape.vocabulary, recomputed - 12 * tokens * shape.vocabulary
+    assert rest == layers // shape.layers + 4 * shape.layers * shape.hidden * tokens
+    assert activation_bytes(shape, 100, bytes_each=2, chunk_tokens=2048) > 12 * 100 * shape.vocabulary
+
+
 def recipe(method: dict[str, object], **resources: object) -> TrainRecipe:
     return TrainRecipe.model_validate(
         {
