@@ -139,6 +139,39 @@ def test_services_keep_their_state_when_their_configuration_changes(store):
     assert (row["created_at"], row["updated_at"]) == (1.0, 3.0)
 
 
+def test_a_service_keeps_its_address_whoever_else_comes_and_goes(store):
+    for name in ("first", "second", "third"):
+        store.put_service(name, {}, now=1.0)
+    prefixes = {name: row["route_prefix"] for name, row in store.services().items()}
+    assert prefixes == {"first": "/", "second": "/second", "third": "/third"}
+    assert store.ask_delete("first", now=2.0)
+    store.remove_service("first", deleted_at=2.0)
+    store.put_service("second", {"a": 1}, now=3.0)
+    assert {name: row["route_prefix"] for name, row in store.services().items()} == {
+        "second": "/second",
+        "third": "/third",
+    }
+    store.put_service("fourth", {}, now=4.0)
+    assert store.services()["fourth"]["route_prefix"] == "/"
+
+
+def test_only_a_service_that_is_still_marked_is_removed_and_its_replicas_with_it(store):
+    assert not store.ask_delete("svc", now=1.0)
+    store.put_service("svc", {}, now=1.0)
+    row = {"replica_id": "a", "app": "svc", "service": "svc", "revision": "x", "loaded": {}, "at": 1.0}
+    store.put_replica(row)
+    assert store.ask_delete("svc", now=2.0)
+    assert store.ask_delete("svc", now=3.0)  # the first wish counts
+    assert store.services()["svc"]["deleted_at"] == 2.0
+    store.put_service("svc", {}, now=4.0)
+    store.remove_service("svc", deleted_at=2.0)
+    assert store.services()["svc"]["deleted_at"] is None
+    store.ask_delete("svc", now=5.0)
+    store.remove_service("svc", deleted_at=5.0)
+    assert store.services() == {}
+    assert store.replicas("svc") == []
+
+
 def test_replicas_are_replaced_and_forgotten(store):
     row = {
         "replica_id": "a",
