@@ -30,7 +30,7 @@ VERBS = {
     "deploy": "Deploy a service, or change the one that runs.",
     "promote": "Set an alias of a service to a version.",
     "rollback": "Point the champion back at the previous version.",
-    "delete": "Take a service away; its registered model stays.",
+    "delete": "Take a service away: its endpoint, its engines, its configuration.",
     "trial": "Look at trials, open them, end them.",
     "audit": "List a service's decisions, and recompute one from its record.",
     "power": "Say how many units and days a trial takes to find a lift, however often one looks.",
