@@ -40,8 +40,8 @@ def test_a_deployed_base_stays_the_same_when_its_alias_moves(mlflow_uri: str, tm
         deploy.put(config, addresses, now=1.0)
     for version, now in ((first, 2.0), (second, 3.0)):
         client.set_registered_model_alias(NAME, "prod", version)
-        rows = deploy.put(config, addresses, now=now)
-        assert rows["svc"]["config"]["engine"]["base"] == f"models:/{NAME}/{version}"
+        row = deploy.put(config, addresses, now=now)
+        assert row["config"]["engine"]["base"] == f"models:/{NAME}/{version}"
 
 
 def test_a_base_and_a_full_model_are_found_again_without_mlflow(
