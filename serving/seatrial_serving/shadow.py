@@ -17,6 +17,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
+
 from seatrial_serving.answers import STREAM_ERROR, Reader
 from seatrial_serving.live import Live
 from seatrial_serving.metrics import SHADOW, Meter, Sample
@@ -26,6 +28,7 @@ from seatrial_serving.table import CHAMPION, Route
 
 log = logging.getLogger(__name__)
 MOST_WAITING = 64
+MOST_WAITING_BYTES = 2**24
 MOST_RUNNING = 4
 POLL_S = 0.05
 LOW_PRIORITY = 1
@@ -43,7 +46,8 @@ class Copy:
 
     version: str
     path: str
-    body: dict[str, Any]
+    body: bytes
+    """JSON, as the champion was asked."""
     request_id: str
     texts: tuple[str, ...] | None
 
@@ -56,6 +60,8 @@ class Shadows:
         self._stream = stream
         self._meter = meter
         self._waiting: deque[Copy] = deque()
+        self._waiting_bytes = 0
+        self._is_closed = False
         self._running: set[asyncio.Task[None]] = set()
         self._worker: asyncio.Task[None] | None = None
 
@@ -74,16 +80,22 @@ class Shadows:
         return shadow.version if is_drawn and shadow.version in self._live.ready else None
 
     def offer(self, copy: Copy) -> None:
-        """Put a copy into the line."""
-        if len(self._waiting) >= MOST_WAITING:
+        """Put a copy into the line, which is bounded in copies and in bytes."""
+        is_full = (
+            len(self._waiting) >= MOST_WAITING or self._waiting_bytes + len(copy.body) > MOST_WAITING_BYTES
+        )
+        if is_full or self._is_closed:
             self._meter.shadowed(copy.version, "dropped")
             return
         self._waiting.append(copy)
+        self._waiting_bytes += len(copy.body)
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
 
     def close(self) -> None:
-        """End what runs."""
+        """End what runs, forget what waits, and take no more."""
+        self._is_closed = True
+        self._waiting.clear()
         for task in (self._worker, *self._running):
             if task is not None:
                 task.cancel()
@@ -93,7 +105,9 @@ class Shadows:
             if not self._has_room:
                 await asyncio.sleep(POLL_S)
                 continue
-            task = asyncio.create_task(self._answer(self._waiting.popleft()))
+            copy = self._waiting.popleft()
+            self._waiting_bytes -= len(copy.body)
+            task = asyncio.create_task(self._answer(copy))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
@@ -126,9 +140,10 @@ class Shadows:
 
     async def _read(self, copy: Copy, reader: Reader, sample: Sample) -> Sample:
         began = time.perf_counter()
-        body = {**copy.body, "model": f"{self._live.table.service}@{copy.version}", "priority": LOW_PRIORITY}
+        asked = msgspec.json.decode(copy.body)
+        body = {**asked, "model": f"{self._live.table.service}@{copy.version}", "priority": LOW_PRIORITY}
         app = self._live.ready[copy.version]
-        is_stream = bool(copy.body.get("stream"))
+        is_stream = bool(asked.get("stream"))
         status, ttft_s = 500, None
         parts = self._stream(app, copy.path, encode(body), f"{copy.request_id}-shadow")
         async with aclosing(parts):

@@ -134,7 +134,7 @@ class Traffic:
         finally:
             live.admitted -= 1
         if shadow is not None and reply.is_answered:
-            self._shadows.offer(Copy(shadow, path, body, head.request_id, reader.texts()))
+            self._shadows.offer(Copy(shadow, path, encode(body), head.request_id, reader.texts()))
 
     def _route(self, model: object, unit: str | None, request_id: str) -> Route:
         table, sticky = self._live.table, self._live.sticky

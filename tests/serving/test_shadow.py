@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 from seatrial_serving.errors import Receive, Scope, Send
 from seatrial_serving.metrics import SHADOW
-from seatrial_serving.shadow import MOST_RUNNING, MOST_WAITING
+from seatrial_serving.shadow import MOST_RUNNING, MOST_WAITING, MOST_WAITING_BYTES, Copy, Shadows
 from seatrial_serving.table import Table
 from tests.serving.front import ask, service
 from tests.serving.test_table import TRAFFIC
@@ -148,3 +150,21 @@ async def test_a_share_of_the_requests_is_copied() -> None:
 def test_a_shadow_that_is_not_ready_delays_no_table() -> None:
     table = Table.from_json("svc", "r", SHADOWED)
     assert table.needed == {"6"}
+
+
+async def test_the_line_is_bounded_in_bytes_and_takes_nothing_once_closed() -> None:
+    _, shelf, live = service(Model({}), ready=READY, traffic=SHADOWED, max_in_flight=64)
+    shadows = Shadows(live, no_stream, shelf)
+    large = Copy("8", "/v1/completions", b"x" * (MOST_WAITING_BYTES // 2 + 1), "00", None)
+    shadows.offer(large)
+    shadows.offer(large)
+    assert shelf.shadows == [("8", "dropped")]
+    shadows.close()
+    await asyncio.sleep(0)
+    shadows.offer(replace(large, body=b"{}"))
+    assert shelf.shadows == [("8", "dropped")] * 2
+
+
+async def no_stream(*_: Any) -> AsyncGenerator[Any, None]:
+    raise AssertionError("nothing may start")
+    yield

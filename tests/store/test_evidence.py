@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, event
 
 from seatrial.experiments.evidence import Evidence
-from seatrial.experiments.reassignment import drop
+from seatrial.experiments.reassignment import drop, with_coverage
 from seatrial.experiments.trial import Trial
 from seatrial.store import Store, folding
 from seatrial.store.tables import evidence_sums, exposures, outcomes
@@ -226,9 +226,14 @@ def test_units_a_day_are_those_of_a_trial_of_everybody(store: Store) -> None:
     assert store.units_per_day("svc", now=10.0) is None
     store.open_trial(trial())
     assert store.units_per_day("svc", now=20.0) is None
-    store.add_exposures([exposure(f"r{number}", f"u{number}") for number in range(30)])
-    store.evidence(trial(), now=10.0)
-    assert store.units_per_day("svc", now=10.0 + 86400 / 2) == 60.0
+    store.add_exposures([exposure(f"r{number}", f"u{number % 30}", at=11.0) for number in range(40)])
+    half_a_day = 86400 / 2
+    assert store.units_per_day("svc", now=10.0 + half_a_day) == 60.0
+    # A ramp: what counts is what came since, at the coverage of now.
+    raised = replace(trial(), ramped_at=10.0 + half_a_day, table=with_coverage(trial().table, 0.5))
+    store.change_trial(raised)
+    store.add_exposures([exposure(f"s{number}", f"v{number}", at=12.0 + half_a_day) for number in range(10)])
+    assert store.units_per_day("svc", now=10.0 + 2 * half_a_day) == 40.0
 
 
 def test_an_arm_that_has_left_keeps_its_figures(store: Store) -> None:

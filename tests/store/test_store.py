@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import inspect
 
 from seatrial.config.trial import TrialSection
 from seatrial.errors import RetryableError, UserError
@@ -372,3 +373,8 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path: Path):
     writer.stdout.close()
     assert count(store, outcomes) >= len(acknowledged)
     store.close()
+
+
+def test_a_trials_latest_answers_are_found_without_sorting_all_of_them(store):
+    indexes = inspect(store.engine).get_indexes("exposures")
+    assert ["trial_id", "at"] in [index["column_names"] for index in indexes]

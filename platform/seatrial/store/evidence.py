@@ -11,7 +11,7 @@ from seatrial.store import folding, placing
 from seatrial.store.database import counting, reading
 from seatrial.store.rules import Rules
 from seatrial.store.sums import ONE, ArmSums
-from seatrial.store.tables import evidence_news, evidence_sums
+from seatrial.store.tables import evidence_news, evidence_sums, exposures
 from seatrial.store.trials import read_looks
 
 DAY_S = 86400.0
@@ -71,13 +71,11 @@ def late_outcomes(connection: Connection, service: str) -> int:
 
 
 def units_per_day(connection: Connection, trial: Trial, *, now: float) -> float | None:
-    """Units a day over the trial's life, as if all took part; None when it has none."""
-    body = connection.execute(
-        select(evidence_sums.c.body).where(evidence_sums.c.trial_id == trial.id)
-    ).scalar()
-    state = folding.State.from_text(body) if body else folding.State()
-    units = sum(arm.units for arm in state.arms.values())
-    days = ((trial.closed_at or now) - trial.opened_at) / DAY_S
+    """Units a day since the coverage was last raised, as if all took part; None when there were none."""
+    row = exposures.c
+    seen = select(func.count(row.unit.distinct())).where(row.trial_id == trial.id, row.at >= trial.ramped_at)
+    units = int(connection.execute(seen).scalar_one())
+    days = ((trial.closed_at or now) - trial.ramped_at) / DAY_S
     return units / days / trial.table.coverage if units and days > 0 else None
 
 

@@ -122,6 +122,7 @@ exposures = Table(
     Column("prompt_tokens", Integer),
     Column("refused", Boolean),
     Index(None, "trial_id", "unit"),
+    Index(None, "trial_id", "at"),
 )
 
 outcomes = Table(
