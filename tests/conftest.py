@@ -34,6 +34,7 @@ def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         # Webhooks to loopback, as `seatrial up` allows them.
         env |= {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
         env |= {"MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": urlsafe_b64encode(os.urandom(32)).decode()}
+        env |= {"MLFLOW_WEBHOOK_CACHE_TTL": "1"}  # seconds until a webhook that was just made is used
         server = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
     uri = f"http://127.0.0.1:{port}"
     try:

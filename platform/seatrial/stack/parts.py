@@ -67,7 +67,8 @@ def mlflow(plan: Plan) -> Child:
     env = common_environment(plan) | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     # The controller is on loopback, which MLflow does not send hints to unless told.
     env |= {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
-    env |= {HOOK_KEY_VARIABLE: plan.hook_key}
+    # Seconds for which its list of webhooks is kept: one that was just registered is used after that.
+    env |= {HOOK_KEY_VARIABLE: plan.hook_key, "MLFLOW_WEBHOOK_CACHE_TTL": "5"}
     probes = (Probe(f"{uri}/health"),)
     return Child("mlflow", tuple(command), env, plan.logs / "mlflow.log", probes, uri)
 
