@@ -8,13 +8,14 @@ import pytest
 
 from seatrial.config.load import load
 from seatrial.config.recipe import PretrainRecipe, Recipe, TrainRecipe
+from seatrial.submission.recipes import load_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 PATHS = sorted(RECIPES.glob("*.yaml"))
 
 
 def read(path: Path) -> Recipe:
-    return load(path, PretrainRecipe if path.name.startswith("pretrain") else TrainRecipe)
+    return load_recipe(path)[0]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
