@@ -64,7 +64,7 @@ def train_gives(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> None:
             raise outcome
         return outcome
 
-    monkeypatch.setattr(job, "_train", train)
+    monkeypatch.setattr(job, "train", train)
 
 
 def outcome(folder: Path, **changes: Any) -> dict[str, Any]:
