@@ -361,7 +361,9 @@ def test_without_mlflow_and_store_answers_continue_and_a_killed_replica_comes_ba
         (newcomer,) = stage.wait_until(newcomers, 240, "the replica that comes back")
         stage.wait_until(lambda: newcomer in stand.pids(), 60, "its being told to the proxy")
         kill(survivor[1])
-        assert {text_of(client, "svc@1") for _ in range(3)}, "the newcomer answers alone"
+        # On a busy machine the proxy may still ask the dead one for a moment.
+        stage.wait_until(lambda: is_answered(client), 30, "the newcomer's answer, alone")
+        assert {text_of(client, "svc@1") for _ in range(3)}
     finally:
         os.kill(server.pid, signal.SIGCONT)
 
@@ -371,6 +373,13 @@ def kill(pid: int) -> None:
     process = psutil.Process(pid)
     process.kill()
     process.wait(10)
+
+
+def is_answered(client: openai.OpenAI) -> bool:
+    try:
+        return bool(text_of(client, "svc@1"))
+    except openai.APIError:
+        return False
 
 
 def answered(client: openai.OpenAI, user: str) -> str:
