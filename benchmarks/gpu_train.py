@@ -15,7 +15,7 @@ import os
 from typing import Any
 
 from benchmarks.gpu.data import rows
-from benchmarks.gpu.shapes import SHAPES, Shape, attended_tokens, flops_per_token, parameters, peak_flops
+from benchmarks.gpu.shapes import SHAPES, Shape, attended_tokens, flops_per_token, peak_flops
 from benchmarks.gpu.sides import Case, Side, ours, trainer
 
 TRAINER_TARGET = 1.2
@@ -156,7 +156,7 @@ def described(asked: argparse.Namespace, shape: Shape, device: Any, apart: bool)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     packing = "documents in rows of their own" if apart else asked.packing
     about = {"name": "gpu_train_case", "card": card, "torch": torch.__version__}
-    return {**about, "parameters": parameters(shape), **vars(asked), "packing": packing}
+    return {**about, "parameters": shape.parameters, **vars(asked), "packing": packing}
 
 
 if __name__ == "__main__":

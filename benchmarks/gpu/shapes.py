@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from seatrial_jobs.shape import Shape
 
 BF16_PEAKS_TFLOPS = {
     # Dense, with float32 accumulation; data sheets give twice as much, "with sparsity".
@@ -21,24 +22,11 @@ BF16_PEAKS_TFLOPS = {
 }
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A Llama: L layers, H heads of Q dimensions, V entries; input and output embeddings are one matrix."""
-
-    vocabulary: int
-    hidden: int
-    feed_forward: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-
-
 SHAPES = {
-    "tiny": Shape(2048, 64, 128, 2, 2, 1, 32),
-    "small": Shape(8192, 384, 1024, 6, 6, 2, 64),
-    "1b": Shape(128256, 2048, 8192, 16, 32, 8, 64),  # Llama 3.2 1B: its config.json
-    "3b": Shape(128256, 3072, 8192, 28, 24, 8, 128),  # Llama 3.2 3B: its config.json
+    "tiny": Shape(64, 128, 2, 2, 1, 32, 2048, tied=True),
+    "small": Shape(384, 1024, 6, 6, 2, 64, 8192, tied=True),
+    "1b": Shape(2048, 8192, 16, 32, 8, 64, 128256, tied=True),  # Llama 3.2 1B: its config.json
+    "3b": Shape(3072, 8192, 28, 24, 8, 128, 128256, tied=True),  # Llama 3.2 3B: its config.json
 }
 
 
@@ -48,15 +36,8 @@ def build(shape: Shape, *, seq_tokens: int, attention: str, device: Any) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.feed_forward,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
+        **shape.config(),
         max_position_embeddings=seq_tokens,
-        tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=0,
         pad_token_id=0,
@@ -67,20 +48,13 @@ def build(shape: Shape, *, seq_tokens: int, attention: str, device: Any) -> Any:
         return LlamaForCausalLM(config).train()
 
 
-def parameters(shape: Shape) -> int:
-    """N: every weight, the one embedding matrix included, since it multiplies at the output."""
-    attention = 2 * shape.hidden * shape.head_dim * (shape.heads + shape.kv_heads)
-    layer = attention + 3 * shape.hidden * shape.feed_forward + 2 * shape.hidden
-    return shape.vocabulary * shape.hidden + shape.layers * layer + shape.hidden
-
-
 def flops_per_token(shape: Shape, attended: float) -> float:
     """Arithmetic of the forward and backward pass: 6N + 12·L·H·Q·T, without recomputation.
 
     Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, appendix B. ``attended`` is its T: the causal half is not
     taken off there, nor here; with several documents in a row it is :func:`attended_tokens`.
     """
-    return 6 * parameters(shape) + 12 * shape.layers * shape.heads * shape.head_dim * attended
+    return 6 * shape.parameters + 12 * shape.layers * shape.heads * shape.head_dim * attended
 
 
 def attended_tokens(lengths: Sequence[int]) -> float:

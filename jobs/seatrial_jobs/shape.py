@@ -35,6 +35,19 @@ class Shape:
             tied=bool(config.get("tie_word_embeddings", False)),
         )
 
+    def config(self) -> dict[str, Any]:
+        """The inverse of :meth:`of`."""
+        return {
+            "hidden_size": self.hidden,
+            "intermediate_size": self.feed_forward,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocabulary,
+            "tie_word_embeddings": self.tied,
+        }
+
     @property
     def block(self) -> int:
         """Weights of the matrices of all decoder blocks."""

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks.gpu.data import rows
-from benchmarks.gpu.shapes import SHAPES, attended_tokens, build, flops_per_token, parameters, peak_flops
+from benchmarks.gpu.shapes import SHAPES, attended_tokens, build, flops_per_token, peak_flops
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,10 +55,10 @@ def test_lora_trains_less_and_takes_less_memory():
 
 def test_the_number_of_weights_is_the_models_own():
     model = build(SHAPES["tiny"], seq_tokens=64, attention="sdpa", device="cpu")
-    assert parameters(SHAPES["tiny"]) == sum(p.numel() for p in model.parameters())
+    assert SHAPES["tiny"].parameters == sum(p.numel() for p in model.parameters())
     with torch.device("meta"):
         large = build(SHAPES["1b"], seq_tokens=64, attention="sdpa", device="meta")
-    assert parameters(SHAPES["1b"]) == sum(p.numel() for p in large.parameters()) == 1_235_814_400
+    assert SHAPES["1b"].parameters == sum(p.numel() for p in large.parameters()) == 1_235_814_400
 
 
 def test_the_arithmetic_of_a_token_is_that_of_its_products():

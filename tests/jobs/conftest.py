@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.tiny import make_base
+
 sys.path.insert(0, str(Path(__file__).parent))  # tests have no packages, and this folder has a helper
 
 from job_processes import MARK, Cluster, Job, S3Server, Start, kill, until
@@ -63,30 +65,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """A Llama of 100 thousand parameters with a tokenizer, as a directory."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from seatrial_jobs.tokenizer import train_tokenizer
-
     place = tmp_path_factory.mktemp("base")
-    tokenizer = train_tokenizer((data / "text.jsonl").read_text().splitlines(), 400)
-    tokenizer.save_pretrained(place, save_jinja_files=False)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=400,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(place)
+    make_base(place, (data / "text.jsonl").read_text().splitlines())
     return place
 
 

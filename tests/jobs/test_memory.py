@@ -16,18 +16,7 @@ WIDE = Shape(256, 704, 4, 8, 8, 32, 2048, tied=True)
 
 
 def model_of(shape: Shape) -> LlamaForCausalLM:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=shape.vocabulary,
-            hidden_size=shape.hidden,
-            intermediate_size=shape.feed_forward,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads,
-            head_dim=shape.head_dim,
-            tie_word_embeddings=True,
-        )
-    )
+    return LlamaForCausalLM(LlamaConfig(**shape.config()))
 
 
 @pytest.mark.parametrize(("shape", "halves"), [(SMALL, False), (WIDE, False), (WIDE, True)])

@@ -26,6 +26,7 @@ from seatrial.store import Store
 from seatrial.store.job import Job
 from seatrial.submission.causes import Finish, Next, diagnose
 from seatrial.submission.rayjobs import RayJobs
+from tests.tiny import make_base
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
@@ -217,33 +218,11 @@ def test_killed_again_and_again_the_controller_runs_every_job_exactly_once(stack
 
 def write_recipe(folder: Path, steps: int) -> None:
     """A tiny base and data to join words with."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from seatrial_jobs.tokenizer import train_tokenizer
-
     chance = random.Random(0)  # noqa: S311
     pairs = [(chance.choice(WORDS), chance.choice(WORDS)) for _ in range(300)]
     rows = [{"prompt": f"Join {a} and {b}, {n}", "response": f"{a} {b}"} for n, (a, b) in enumerate(pairs)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tokenizer = train_tokenizer([" ".join(WORDS)] * 50, 400)
-    tokenizer.save_pretrained(folder / "base", save_jinja_files=False)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=400,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "base")
+    make_base(folder / "base", [" ".join(WORDS)] * 50)
     recipe: dict[str, Any] = {
         "name": "join-words",
         "service": "join-words",

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from seatrial.controller import pages, webhooks
 from seatrial.controller.loop import Controller
-from seatrial.controller.report import report
+from seatrial.controller.report import reported
 from seatrial.controller.status import summary
 from seatrial.controller.trouble import Trouble
 
@@ -47,8 +47,7 @@ def build(controller: Controller, receiver: webhooks.Receiver | None = None) -> 
             found = store.trial(name)
             if found is None:
                 return JSONResponse({"error": f"{name[:100]}: no such trial"}, status_code=404)
-            decision, evidence = store.decision(name), seen.evidence.get(name)
-            return JSONResponse(report(found, decision, evidence, controller.clock()))
+            return JSONResponse(reported(store, seen, found, controller.clock()))
         except Exception as error:
             return JSONResponse({"error": Trouble.of(error).text}, status_code=503)
 

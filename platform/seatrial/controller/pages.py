@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from seatrial.controller import pictures
 from seatrial.controller.loop import Controller
-from seatrial.controller.report import report
+from seatrial.controller.report import reported
 from seatrial.controller.show import FILTERS
 from seatrial.errors import SeatrialError
 from seatrial.experiments.trial import Trial
@@ -123,8 +123,7 @@ class Pages:
         return found
 
     def _report(self, trial: Trial, now: float) -> dict[str, Any]:
-        seen = self._controller.report.evidence.get(trial.id)
-        return report(trial, self._store.decision(trial.id), seen, now)
+        return reported(self._store, self._controller.report, trial, now)
 
     def _answers(self, trial: Trial) -> int:
         seen = self._controller.report.evidence.get(trial.id)

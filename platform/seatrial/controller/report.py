@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from seatrial.controller.loop import Report
 from seatrial.experiments.evidence import ArmEvidence, Evidence, finite
 from seatrial.experiments.forecast import units_to_decide
 from seatrial.experiments.ramp import coverages
@@ -12,6 +13,16 @@ from seatrial.experiments.sequential import Comparison
 from seatrial.experiments.trial import CHAMPION, Decision, Trial, look_at
 from seatrial.experiments.verdict import ArmJudgement, Judgement
 from seatrial.reconcile.closing import no_evidence
+from seatrial.store import Store
+
+
+def reported(store: Store, seen: Report, trial: Trial, now: float) -> dict[str, Any]:
+    """The report of a trial as the store and the controller's last pass know it.
+
+    Raises:
+        RetryableError: the store does not answer.
+    """
+    return report(trial, store.decision(trial.id), seen.evidence.get(trial.id), now)
 
 
 def report(trial: Trial, decision: Decision | None, seen: Evidence | None, now: float) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from seatrial.controller.loop import Report
-from seatrial.controller.report import report
+from seatrial.controller.report import reported
 from seatrial.experiments.evidence import finite
 from seatrial.reconcile.world import ServiceState
 from seatrial.store import Store
@@ -47,7 +47,5 @@ def _service(store: Store, name: str, row: Mapping[str, Any], seen: Report, now:
             }
             for each in store.replicas(name)
         ],
-        "trial": None
-        if trial is None
-        else report(trial, store.decision(trial.id), seen.evidence.get(trial.id), now),
+        "trial": None if trial is None else reported(store, seen, trial, now),
     }

@@ -61,6 +61,11 @@ class Trial:
     stop: Stop | None = None
 
     @property
+    def tag(self) -> str:
+        """The tag by which versions say what became of them in this trial."""
+        return f"seatrial.trial.{self.id}"
+
+    @property
     def challenger(self) -> str:
         """The first challenger's version."""
         return next(iter(self.challengers.values()))

@@ -113,10 +113,12 @@ def _wanted_moves(
 
 def record(trial: Trial, decision: Decision) -> list[Action]:
     """What is written once the aliases stand where they should."""
-    key = f"seatrial.trial.{trial.id}"
     ended = {arm: version for arm, version in trial.arms.items() if arm not in trial.dropped}
     return [
-        *(TagVersion(trial.service, ended[arm], key, f"{arm}: {_said(arm, decision)}") for arm in ended),
+        *(
+            TagVersion(trial.service, ended[arm], trial.tag, f"{arm}: {_said(arm, decision)}")
+            for arm in ended
+        ),
         WriteAudit(trial.service, trial, decision),
         CloseTrial(trial.service, decision),
     ]

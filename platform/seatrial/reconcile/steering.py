@@ -59,8 +59,7 @@ def take_aliases(view: View, trial: Trial) -> list[Action]:
         version = trial.challengers[alias]
         if view.desired.aliases.get(alias) == version:
             actions.append(MoveAlias(trial.service, alias, None, version))
-        key = f"seatrial.trial.{trial.id}"
-        actions.append(TagVersion(trial.service, version, key, f"{alias}: dropped: {why}"))
+        actions.append(TagVersion(trial.service, version, trial.tag, f"{alias}: dropped: {why}"))
         actions.append(MarkStep(trial.service, trial.id, step))
     return actions
 
