@@ -268,7 +268,7 @@ def test_an_mlflow_that_refuses_the_address_or_is_away_is_said_once(
     stop = threading.Event()
     threading.Timer(1.0, stop.set).start()
     keep_registered(stop, "ftp://127.0.0.1:9/hooks/mlflow", SECRET, uri=mlflow_uri)
-    lines = [record.getMessage() for record in caplog.records]
+    lines = [each.getMessage() for each in caplog.records if each.name.startswith("seatrial")]
     assert len(lines) == 1
     assert "scheme" in lines[0]
     assert SECRET not in lines[0]
