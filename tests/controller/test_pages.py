@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from starlette.testclient import TestClient
 
 from seatrial.config.trial import TrialSection
 from seatrial.controller.api import build
@@ -217,3 +218,25 @@ def test_a_page_that_is_not_there_and_a_registry_that_is_away_are_said_in_a_line
         answer = httpx.get(f"{site.url}{path}", timeout=60)
         assert answer.status_code == status
         assert said in answer.text
+
+
+def test_a_store_that_is_away_or_empty_is_said_in_a_line_by_every_page(tmp_path: Path):
+    store = Store(f"sqlite:///{tmp_path / 'store.db'}")
+    controller = Controller(store, OneReplica(store), "http://127.0.0.1:9")  # type: ignore[arg-type]
+    with TestClient(build(controller)) as api:
+
+        def said(path: str) -> str:
+            answer = api.get(path)
+            assert answer.status_code == 503
+            assert "\n" not in answer.text
+            return answer.text
+
+        paths = ("/status", "/trials", "/trials/a-1", "/api/trials/a-1", "/trials/a-1/intervals.svg")
+        for path in paths:
+            assert "no pass is over yet: ask again in a moment" in said(path)
+        controller.one_pass()
+        assert api.get("/trials").status_code == 200
+        with store.engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE trials RENAME TO gone")
+        for path in paths[1:]:
+            assert "store: no such table: trials" in said(path)

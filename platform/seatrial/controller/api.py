@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
 from seatrial.controller import pages, webhooks
@@ -15,10 +15,17 @@ from seatrial.controller.loop import Controller
 from seatrial.controller.report import reported
 from seatrial.controller.status import summary
 from seatrial.controller.trouble import Trouble
+from seatrial.errors import SeatrialError
+
+BEGINNING = "no pass is over yet: ask again in a moment"
 
 
 def build(controller: Controller, receiver: webhooks.Receiver | None = None) -> Starlette:
     """The API over a controller whose loop runs in another thread; with ``receiver`` also MLflow's hints."""
+
+    def why(error: Exception) -> str:
+        """What a page says when the store does not: before the first pass its tables may not be there."""
+        return Trouble.of(error).text if controller.report.passes else BEGINNING
 
     def healthz(_request: Request) -> JSONResponse:
         report = controller.report
@@ -29,7 +36,7 @@ def build(controller: Controller, receiver: webhooks.Receiver | None = None) -> 
             "last_pass_at": report.at,
             "leader": report.leader,
             "leads": report.leader == controller.leadership.holder,
-            "error": "; ".join(report.errors) or (None if report.passes else "no pass is over yet"),
+            "error": "; ".join(report.errors) or (None if report.passes else BEGINNING),
         }
         return JSONResponse(body, status_code=200 if is_well else 503)
 
@@ -38,7 +45,7 @@ def build(controller: Controller, receiver: webhooks.Receiver | None = None) -> 
         try:
             return JSONResponse(summary(controller.store, report, controller.clock()))
         except Exception as error:
-            return JSONResponse({"error": Trouble.of(error).text, "services": []}, status_code=503)
+            return JSONResponse({"error": why(error), "services": []}, status_code=503)
 
     def trial(request: Request) -> JSONResponse:
         name = request.path_params["trial_id"]
@@ -49,8 +56,13 @@ def build(controller: Controller, receiver: webhooks.Receiver | None = None) -> 
                 return JSONResponse({"error": f"{name[:100]}: no such trial"}, status_code=404)
             return JSONResponse(reported(store, seen, found, controller.clock()))
         except Exception as error:
-            return JSONResponse({"error": Trouble.of(error).text}, status_code=503)
+            return JSONResponse({"error": why(error)}, status_code=503)
 
     api = [Route("/healthz", healthz), Route("/status", status), Route("/api/trials/{trial_id}", trial)]
     hooks = [Route(webhooks.PATH, receiver.receive, methods=["POST"])] if receiver else []
-    return Starlette(routes=[*api, *hooks, *pages.routes(controller)])
+
+    def away(_request: Request, error: Exception) -> PlainTextResponse:
+        return PlainTextResponse(why(error), status_code=503)
+
+    routes = [*api, *hooks, *pages.routes(controller)]
+    return Starlette(routes=routes, exception_handlers={SeatrialError: away})
