@@ -10,6 +10,7 @@ folder without it is no checkpoint.
 from __future__ import annotations
 
 import json
+import math
 import re
 import secrets
 import time
@@ -178,10 +179,11 @@ def complete(storage: Storage) -> list[Kept]:
     return found
 
 
-def retain(storage: Storage, *, newest: int, best: int) -> None:
-    """Delete the checkpoints that need not stay."""
+def retain(storage: Storage, *, newest: int, best: int, before: float = math.inf) -> None:
+    """Delete the checkpoints that need not stay, of those ``before`` a step."""
     for name in superfluous(complete(storage), newest=newest, best=best):
-        storage.below(name).clear()
+        if step_of(name) < before:
+            storage.below(name).clear()
 
 
 def _marker(storage: Storage, name: str) -> dict[str, Any] | None:

@@ -142,7 +142,7 @@ class Keeper:
                 self._put(copied, state, name)
                 self._measure("checkpoint/write_s", state.step, began)
                 marked = True
-            if self.share.rank == 0:
+            if self.share.rank == 0 and self.spec.tidies:
                 checkpoint.retain(
                     self.spec.storage, newest=run.keep_checkpoints, best=run.keep_best_checkpoints
                 )

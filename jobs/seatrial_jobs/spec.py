@@ -36,6 +36,8 @@ class Spec:
     code_digest: str
     export: bool = True
     """Whether a version is written when the gates pass; of a search's trials only the best becomes one."""
+    tidies: bool = True
+    """Whether the workers delete old checkpoints; in a population others may still copy them."""
 
     @property
     def method_name(self) -> str:

@@ -20,7 +20,9 @@ from seatrial_jobs.search import lineage, plot, tell
 from seatrial_jobs.search.algorithms import suggest
 from seatrial_jobs.search.journal import Generation, Journal, Origin, Report, Trial, best
 from seatrial_jobs.search.room import require_population, room
-from seatrial_jobs.search.schedulers import Halving, explore
+from seatrial_jobs.search.schedulers import Halving, Population, explore
+from seatrial_jobs.search.supply import config_of
+from seatrial_jobs.search.tidy import Tidier
 from seatrial_jobs.storage import Storage
 
 SPACE = {
@@ -134,6 +136,117 @@ def test_mutation_stays_inside_the_ranges() -> None:
     assert seen == {4, 8, 16}
 
 
+def measured(number: int, *values: float, every: int = 10, **given: Any) -> Trial:
+    """A trial of 40 steps that was measured every so many, with a checkpoint each time."""
+    reports = tuple(
+        Report(1, step, value, f"checkpoint-{step:08d}-{number:06x}")
+        for step, value in zip(range(every, 41, every), values, strict=False)
+    )
+    values_of = {"run.learning_rate": 1e-2 / number}
+    return Trial(number, 40, f"run{number}", (Generation(values_of),), reports=reports, **given)
+
+
+class Actors:
+    """Stands in Ray Tune's place: takes down which trials it was asked to pause, and their configuration."""
+
+    def __init__(self, population: Population, journal: Journal) -> None:
+        self.population, self.journal = population, journal
+        self.paused: list[int] = []
+        self.trials = {
+            number: SimpleNamespace(config=config_of(each, "driver"))
+            for number, each in journal.trials.items()
+        }
+        for each in self.trials.values():
+            each.set_config = lambda config, each=each: setattr(each, "config", config)
+            population.on_trial_add(self, each)
+
+    def pause_trial(self, trial: Any, *, should_checkpoint: bool) -> None:
+        assert not should_checkpoint
+        self.paused.append(trial.config["trial"])
+
+    def report(self, number: int, step: int, value: float) -> dict[str, Any]:
+        """A measurement; the trial's configuration after it."""
+        trial = self.trials[number]
+        name = f"checkpoint-{step:08d}-{number:06x}"
+        generation = trial.config["generation"]
+        result = {"step": step, "value": value, "checkpoint": name, "generation": generation}
+        decision = self.population.on_trial_result(self, trial, result)
+        assert decision == ("CONTINUE" if trial.config["generation"] == generation else "NOOP")
+        found = self.journal.trials[number].with_report(Report(generation, step, value, name))
+        self.journal.put(found)
+        return dict(trial.config)
+
+
+def population(tmp_path: Path, *trials: Trial, quantile: float = 0.5) -> Actors:
+    wanted = search(
+        space={"run.learning_rate": SPACE["run.learning_rate"]},
+        scheduler={"type": "pbt", "interval_steps": 10, "quantile": quantile},
+        trials=len(trials),
+    )
+    journal = Journal(Storage(str(tmp_path)), {each.number: each for each in trials})
+
+    def exploit(number: int, origin: Origin, values: dict[str, Any]) -> None:
+        journal.put(journal.trials[number].with_origin(origin, values))
+
+    return Actors(Population(wanted, journal, 0, exploit), journal)
+
+
+def test_a_late_trial_goes_on_from_where_one_that_has_ended_was_at_its_step(tmp_path: Path) -> None:
+    actors = population(tmp_path, measured(1, 4.0, 3.0, 2.0, 1.0, state="finished"), measured(2))
+    told = actors.report(2, 10, 5.0)
+    assert actors.paused == [2]
+    assert told["origin"] == {
+        "trial": 1,
+        "generation": 1,
+        "checkpoint": "checkpoint-00000010-000001",
+        "step": 10,
+    }
+    assert told["generation"] == 2
+    assert told["values"] != {"run.learning_rate": 5e-3}
+    assert actors.report(2, 20, 2.5)["generation"] == 2, "by then it is the better one"
+    assert actors.report(2, 30, 2.5)["origin"]["step"] == 30
+    assert actors.report(2, 40, 9.0)["generation"] == 3, "at the end nobody is compared"
+
+
+def test_a_trial_that_is_behind_is_compared_by_what_it_measured_last(tmp_path: Path) -> None:
+    actors = population(tmp_path, measured(1, 2.0), measured(2, 5.0, 5.0))
+    told = actors.report(2, 30, 5.0)
+    assert told["origin"]["step"] == 10
+    assert actors.report(1, 20, 1.0)["generation"] == 1
+    assert actors.report(2, 20, 3.0)["origin"]["step"] == 20, "it is compared again an interval later"
+
+
+def test_nobody_learns_from_the_worse_the_equal_the_failed_or_what_was_given_up(tmp_path: Path) -> None:
+    failed = measured(2, 1.0, state="failed")
+    origin = Origin(4, 1, "checkpoint-00000010-000004", 10)
+    back = measured(3, 6.0, 0.5).with_origin(origin, {"run.learning_rate": 1e-3})
+    actors = population(tmp_path, measured(1, 3.0, 3.0), failed, back, measured(4, 3.0))
+    assert actors.report(4, 20, 3.0)["generation"] == 1
+    assert actors.report(1, 30, 2.9)["generation"] == 1
+    assert actors.report(4, 30, float("nan"))["origin"]["trial"] == 1
+    assert actors.paused == [4]
+
+
+def test_what_a_late_trial_may_copy_stays_until_it_has_passed(tmp_path: Path) -> None:
+    journal = Journal(Storage(str(tmp_path)))
+    strong = measured(1, 4.0, 3.0, 2.0, 1.0, state="finished")
+    theirs = journal.storage.below("trial-001-1")
+    for report in strong.reports:
+        checkpoint.mark(theirs, report.checkpoint, {}, heldout=report.value)
+    wanted = search(scheduler={"type": "pbt", "interval_steps": 10}, trials=2)
+    tidy = Tidier(journal, wanted, RunSection(steps=40, keep_checkpoints=1, keep_best_checkpoints=0))
+
+    def left(*trials: Trial) -> list[int]:
+        journal.trials = {each.number: each for each in trials}
+        tidy()
+        return [checkpoint.step_of(kept.name) for kept in checkpoint.complete(theirs)]
+
+    assert left(strong) == [10, 20, 30, 40], "the other one has not begun"
+    assert left(strong, measured(2)) == [10, 20, 30, 40]
+    assert left(strong, measured(2, 5.0, 5.0)) == [20, 30, 40]
+    assert left(strong, measured(2, 5.0, 5.0, state="failed")) == [40]
+
+
 def _trained(seed: int) -> tuple[nn.Module, torch.optim.Optimizer, RunSection]:
     torch.manual_seed(seed)
     run = RunSection(steps=10, learning_rate=0.1 * (seed + 1))
@@ -175,18 +288,20 @@ def test_after_a_copy_weights_and_optimizer_equal_the_donors_bit_for_bit(tmp_pat
         assert all(torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(given[key])) for key in given)
 
 
-def test_a_donor_that_has_moved_on_gives_its_newest_checkpoint(tmp_path: Path) -> None:
+def test_a_donor_that_has_moved_on_gives_the_nearest_checkpoint_that_it_has(tmp_path: Path) -> None:
     model, optimizer, run = _trained(0)
     theirs, mine = Storage(str(tmp_path / "donor")), Storage(str(tmp_path / "mine"))
     with pytest.raises(lineage.NoCheckpointError, match="it has none"):
         lineage.adopt(theirs, "checkpoint-00000003-aaaaaa", mine, Schedule.of(run, 10))
     folder = tmp_path / "made"
     folder.mkdir()
-    state = checkpoint.State(6, vars(Schedule.of(run, 10)), [])
-    checkpoint.write(folder, checkpoint.look(model, optimizer), state)
-    name = checkpoint.name_of(6)
-    checkpoint.mark(theirs, name, checkpoint.upload(folder, theirs, name), heldout=None)
-    assert lineage.adopt(theirs, "checkpoint-00000003-aaaaaa", mine, Schedule.of(run, 10)) == name
+    names = {step: checkpoint.name_of(step) for step in (5, 6, 9)}
+    for step, name in names.items():
+        state = checkpoint.State(step, vars(Schedule.of(run, 10)), [])
+        checkpoint.write(folder, checkpoint.look(model, optimizer), state)
+        checkpoint.mark(theirs, name, checkpoint.upload(folder, theirs, name), heldout=None)
+    assert lineage.adopt(theirs, "checkpoint-00000003-aaaaaa", mine, Schedule.of(run, 10)) == names[5]
+    assert lineage.adopt(theirs, names[6], mine, Schedule.of(run, 10)) == names[6]
 
 
 def test_room_is_what_the_free_resources_hold() -> None:

@@ -100,11 +100,13 @@ def _tuner(
     from seatrial_jobs.search.observer import Observer
     from seatrial_jobs.search.schedulers import scheduler
     from seatrial_jobs.search.supply import Supply
+    from seatrial_jobs.search.tidy import Tidier
 
     search, seed = recipe.search, recipe.run.seed
     teller = tell.Teller(journal, search, parent.prepared.steps)
     check = partial(ledger.require_owner, parent.storage, parent.record.driver)
-    observer = Observer(journal, teller, parent.mlflow_uri, check, faults)
+    tidier = Tidier(journal, search, recipe.run)
+    observer = Observer(journal, teller, parent.mlflow_uri, check, tidier, faults)
     _reopen(parent, recipe, journal, teller)
     supply = Supply(
         journal, _beginner(parent, recipe, journal, teller), count=search.count, room=held,

@@ -77,6 +77,14 @@ class Trial:
         return self.reports[-1].step if self.reports else 0
 
     @property
+    def reached(self) -> int:
+        """The step of its present weights when they were last measured, or copied."""
+        last, origin = self.reports[-1:], self.generations[-1].origin
+        if last and last[0].generation == self.generation:
+            return last[0].step
+        return origin.step if origin else 0
+
+    @property
     def value(self) -> float | None:
         """The last measurement."""
         return self.reports[-1].value if self.reports else None

@@ -17,7 +17,7 @@ class NoCheckpointError(SeatrialError):
 
 
 def adopt(donor: Storage, name: str, into: Storage, schedule: Schedule) -> str:
-    """Copy the donor's checkpoint ``name``, or its newest when that is gone by now, into ``into``.
+    """Copy the donor's checkpoint ``name``, or the one nearest to it when that is gone, into ``into``.
 
     Its digests are verified on the way; every tensor's bytes stay as they are. The schedule becomes
     ``schedule``, the declared mutation, and measurements that the donor has not sent stay with the donor.
@@ -28,9 +28,11 @@ def adopt(donor: Storage, name: str, into: Storage, schedule: Schedule) -> str:
     Raises:
         NoCheckpointError: the donor has none that holds.
     """
-    present = [kept.name for kept in reversed(checkpoint.complete(donor))]
+    wanted = checkpoint.step_of(name)
+    present = [kept.name for kept in checkpoint.complete(donor)]
+    present.sort(key=lambda other: (other != name, abs(checkpoint.step_of(other) - wanted)))
     problems = []
-    for candidate in [name] * (name in present) + [other for other in present if other != name]:
+    for candidate in present:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             problem = checkpoint.fetch(donor, candidate, folder)

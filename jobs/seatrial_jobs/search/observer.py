@@ -20,7 +20,10 @@ STATE_TAG = "seatrial.trial_state"
 
 
 class Observer(Callback):  # type: ignore[misc]
-    """Keeps the journal and the trials' runs; ``check`` raises when another driver has taken over."""
+    """Keeps the journal and the trials' runs.
+
+    ``check`` raises when another driver has taken over; ``tidy`` is called when a trial has come further.
+    """
 
     def __init__(
         self,
@@ -28,10 +31,11 @@ class Observer(Callback):  # type: ignore[misc]
         teller: Teller,
         mlflow_uri: str,
         check: Callable[[], None],
+        tidy: Callable[[], None],
         faults: list[SeatrialError],
     ) -> None:
         self._journal, self._teller, self._uri, self._faults = journal, teller, mlflow_uri, faults
-        self._check, self._checked = check, time.monotonic()
+        self._check, self._checked, self._tidy = check, time.monotonic(), tidy
 
     @contextmanager
     def _noting(self) -> Iterator[None]:
@@ -54,6 +58,7 @@ class Observer(Callback):  # type: ignore[misc]
         found = self._mine(trial).with_report(report)
         self._journal.put(found)
         self._teller.reported(found)
+        self._tidy()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The end of a trial, or its being stopped by the scheduler."""
@@ -74,6 +79,7 @@ class Observer(Callback):  # type: ignore[misc]
 
     def _end(self, trial: Trial) -> None:
         self._journal.put(trial)
+        self._tidy()
         tags = {STATE_TAG: trial.state} | ({runs.CAUSE: trial.cause} if trial.cause else {})
         status: runs.Status = "FAILED" if trial.state == "failed" else "FINISHED"
         if trial.state == "stopped":

@@ -1,4 +1,4 @@
-"""Which trials go on: Ray Tune's schedulers, told what the journal knows."""
+"""Which trials go on: schedulers of Ray Tune that know what the journal knows."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.schedulers.async_hyperband import AsyncHyperBandScheduler
-from ray.tune.schedulers.pbt import PopulationBasedTraining
 
 from seatrial.config.search import Choice, Domain, IntUniform, LogUniform, PbtScheduler, SearchSection
-from seatrial_jobs.search.journal import Journal, Origin
+from seatrial_jobs.search.journal import Journal, Origin, Report
+from seatrial_jobs.search.population import donor
 
 TIME = "step"
 """What schedulers count in."""
@@ -52,58 +52,56 @@ class Halving(AsyncHyperBandScheduler):
                 self._brackets[0].on_result(stand_in, report.step, sign * report.value)
 
 
-class Population(PopulationBasedTraining):
-    """Population-based training whose copies are ours: weights, optimizer and step from storage.
+class Population(FIFOScheduler):
+    """Population-based training whose comparisons and copies are ours.
 
-    Under Ray Train v2 a trial gives Tune no checkpoint, so that Tune's own copying would skip each one
-    silently. Here the new configuration names the donor's checkpoint, and the trial puts it in place.
+    Ray's own compares with what each trial has come to by now and leaves out those that have ended, so that a
+    trial whose workers start late finds nobody to learn from. And under Ray Train v2 a trial gives Tune no
+    checkpoint, so that its copying would skip each one silently. Here the new configuration names the
+    donor's checkpoint, and the trial puts it in place. The whole population runs at once: nobody makes room.
     """
 
     def __init__(self, search: SearchSection, journal: Journal, seed: int, exploit: Exploit) -> None:
-        chosen = search.scheduler
-        assert chosen.type == "pbt"  # noqa: S101
-        super().__init__(
-            time_attr=TIME,
-            perturbation_interval=float(chosen.interval_steps),
-            quantile_fraction=chosen.quantile,
-            custom_explore_fn=dict,  # Tune wants one; `_get_new_config` does the work
-            log_config=False,
-        )
-        self._search, self._chosen, self._journal = search, chosen, journal
+        assert search.scheduler.type == "pbt"  # noqa: S101
+        super().__init__()
+        self._search, self._chosen, self._journal = search, search.scheduler, journal
         self._seed, self._exploit_to = seed, exploit
+        self._compared: dict[int, int] = {}
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Take a trial in; one from before a restart is not compared twice at the same step."""
-        super().on_trial_add(tune_controller, trial)
-        self._trial_state[trial].last_perturbation_time = self._journal.trials[trial.config["trial"]].step
+        number = trial.config["trial"]
+        self._compared[number] = self._journal.trials[number].reached
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Compare, except at the end. The whole population runs at once, so that nobody makes room."""
-        if result[TIME] >= trial.config["steps"]:
+        """Compare at each interval except the end; a weak trial starts again with another's weights."""
+        number, step = trial.config["trial"], result[TIME]
+        if step >= trial.config["steps"] or step - self._compared[number] < self._chosen.interval_steps:
             return str(TrialScheduler.CONTINUE)
-        decision = str(super().on_trial_result(tune_controller, trial, result))
-        return str(TrialScheduler.CONTINUE) if decision == TrialScheduler.PAUSE else decision
+        self._compared[number] = step
+        found = donor(
+            self._journal.trials.values(),
+            number,
+            Report(result["generation"], step, result["value"], result["checkpoint"]),
+            quantile=self._chosen.quantile,
+            is_minimised=self._search.is_minimised,
+            chance=self._chance(trial),
+        )
+        if found is None:
+            return str(TrialScheduler.CONTINUE)
+        self._compared[number] = found[1].step
+        tune_controller.pause_trial(trial, should_checkpoint=False)
+        trial.set_config(self._changed(trial, *found))
+        return str(TrialScheduler.NOOP)
 
-    def _checkpoint_or_exploit(
-        self, trial: Any, tune_controller: Any, upper_quantile: list[Any], lower_quantile: list[Any]
-    ) -> None:
-        if trial in lower_quantile:
-            donor = self._chance(trial).choice(upper_quantile)
-            self._exploit(tune_controller, trial, donor)
-            # Nothing of Tune's is restored: the configuration says from where the trial goes on.
-            trial.run_metadata.checkpoint_manager._latest_checkpoint_result = None
-
-    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        donor, last = trial_to_clone.config, self._trial_state[trial_to_clone].last_result
-        values = explore(donor["values"], self._search.space, self._chosen, self._chance(trial))
-        origin = Origin(donor["trial"], donor["generation"], last["checkpoint"], last[TIME])
+    def _changed(self, trial: Any, number: int, measured: Report) -> dict[str, Any]:
+        """The configuration that goes on from a measurement of the trial ``number``; the journal notes it."""
+        before = self._journal.trials[number].generations[measured.generation - 1].values
+        values = explore(before, self._search.space, self._chosen, self._chance(trial))
+        origin = Origin(number, measured.generation, measured.checkpoint, measured.step)
         self._exploit_to(trial.config["trial"], origin, values)
-        changed = {
-            "values": values,
-            "generation": trial.config["generation"] + 1,
-            "origin": vars(origin),
-        }
-        return {**trial.config, **changed}, {}
+        generation = trial.config["generation"] + 1
+        return {**trial.config, "values": values, "generation": generation, "origin": vars(origin)}
 
     def _chance(self, trial: Any) -> random.Random:
         return random.Random(f"{self._seed}-{trial.config['trial']}-{trial.config['generation']}")  # noqa: S311

@@ -89,6 +89,7 @@ def specify(config: dict[str, Any], shared: Shared) -> tuple[Spec, str]:
         driver=f"{config['driver']}-{config['generation']}",
         run_id=config["run_id"],
         export=False,
+        tidies=shared.recipe.search.scheduler.type != "pbt",
     )
     return spec, name
 
