@@ -225,6 +225,8 @@ def test_nobody_learns_from_the_worse_the_equal_the_failed_or_what_was_given_up(
     assert actors.report(1, 30, 2.9)["generation"] == 1
     assert actors.report(4, 30, float("nan"))["origin"]["trial"] == 1
     assert actors.paused == [4]
+    twins = population(tmp_path / "twins", measured(1, 3.0), measured(2))
+    assert twins.report(2, 10, 3.0)["generation"] == 1
 
 
 def test_what_a_late_trial_may_copy_stays_until_it_has_passed(tmp_path: Path) -> None:
