@@ -8,17 +8,17 @@ from typing import Any
 from seatrial_jobs.shape import Shape
 
 BF16_PEAKS_TFLOPS = {
-    # Dense, with float32 accumulation; data sheets give twice as much, "with sparsity".
-    ("B200",): 2250.0,  # NVIDIA DGX B200 data sheet: 72 PFLOP/s of FP8 with 8 cards, a quarter of it each way
-    ("H200", "NVL"): 835.5,  # NVIDIA H200 data sheet
-    ("H200",): 989.5,  # NVIDIA H200 data sheet
-    ("H100", "NVL"): 835.5,  # NVIDIA H100 data sheet
-    ("H100", "PCIe"): 756.5,  # NVIDIA H100 data sheet
-    ("H100",): 989.5,  # NVIDIA H100 data sheet, SXM
-    ("A100",): 312.0,  # NVIDIA A100 data sheet
-    ("L40S",): 362.0,  # NVIDIA L40S data sheet
-    ("L4",): 121.0,  # NVIDIA L4 data sheet
-    ("A10",): 125.0,  # NVIDIA A10 data sheet
+    # Dense, with float32 accumulation. Halved where NVIDIA gives the figure "with sparsity" alone.
+    ("B200",): 4500 / 2,  # https://nvdam.widen.net/s/wwnsxrhm2w/blackwell-datasheet-3384703
+    ("H200", "NVL"): 1671 / 2,  # https://www.nvidia.com/en-us/data-center/h200/
+    ("H200",): 1979 / 2,  # the same page, SXM
+    ("H100", "NVL"): 1671 / 2,  # https://www.nvidia.com/en-us/data-center/h100/
+    ("H100", "PCIe"): 1513 / 2,  # its data sheet of 2022
+    ("H100",): 1979 / 2,  # https://www.nvidia.com/en-us/data-center/h100/, SXM
+    ("A100",): 312.0,  # https://www.nvidia.com/en-us/data-center/a100/
+    ("L40S",): 362.0,  # https://resources.nvidia.com/en-us-l40s/l40s-datasheet-28413
+    ("L4",): 242 / 2,  # https://resources.nvidia.com/en-us-data-center-overview/l4-gpu-datasheet
+    ("A10",): 125.0,  # nvidia.com/content/dam/en-zz/Solutions/Data-Center/a10/pdf/a10-datasheet.pdf
 }
 
 
