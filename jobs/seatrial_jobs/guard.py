@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -14,19 +13,21 @@ from seatrial.config.run import SpikesSection
 from seatrial_jobs.spec import HopelessError
 from seatrial_jobs.spikes import Detector, Spike
 
+SHOWN_LINES = 20
+
 
 class Guard:
     """Stands between gradient and update, alike on all workers.
 
-    ``rows`` tells the packed rows of a step, ``go_back`` puts weights and optimizer back as of the last
-    regular checkpoint and returns its step and this guard's memory at that time (``None`` without one), and
-    ``tell`` is given all events so far.
+    ``rows`` tells the lines of the training file that a step learns from, ``go_back`` puts weights and
+    optimizer back as of the last regular checkpoint and returns its step and this guard's memory at that time
+    (``None`` without one), and ``tell`` is given all events so far.
     """
 
     def __init__(
         self,
         settings: SpikesSection,
-        rows: Callable[[int], np.ndarray],
+        rows: Callable[[int], list[int]],
         go_back: Callable[[], tuple[int, Mapping[str, Any]] | None],
         tell: Callable[[list[dict[str, Any]]], None],
         workers: int,
@@ -64,7 +65,7 @@ class Guard:
             "score": _shown(spike.score),
             "action": self.settings.action,
             "back_to": None,
-            "rows": self._rows(step).tolist(),
+            "rows": self._rows(step),
         }
         self.events.append(event)
         return event
@@ -80,7 +81,7 @@ class Guard:
         if action == "stop" or len(self.events) >= self.settings.max_events:
             raise HopelessError(
                 f"step {event['step']}: the {spike.what} is {spike.value:.4g}, "
-                f"the median {spike.median:.4g}, in rows {event['rows']}: "
+                f"the median {spike.median:.4g}, in lines {_some(event['rows'])} of data.train: "
                 "mend the data, lower run.learning_rate or change run.spikes"
             )
 
@@ -92,6 +93,12 @@ class Guard:
         """Go on from :meth:`memory`."""
         self._detector.remember(memory["detector"])
         self.factor, self.events = memory["factor"], list(memory["events"])
+
+
+def _some(lines: list[int]) -> str:
+    """The lines, or the first of many."""
+    more = f" and {len(lines) - SHOWN_LINES} more" if len(lines) > SHOWN_LINES else ""
+    return ", ".join(map(str, lines[:SHOWN_LINES])) + more
 
 
 def _shown(value: float) -> float | str:

@@ -64,6 +64,7 @@ def test_a_text_longer_than_a_row_is_split_and_every_token_but_the_first_is_lear
     pieces = encode_all(example(("text", text)), tokenizer, max_tokens)
     assert all(2 <= len(piece.input_ids) <= max_tokens for piece in pieces)
     assert not any(piece.cut_tokens for piece in pieces)
+    assert {piece.line for piece in pieces} == {1}
     assert [token for piece in pieces for token in piece.labels[1:]] == whole[1:]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -21,6 +22,7 @@ DOCUMENTS = st.lists(
     ),
     max_size=30,
 )
+ARRAYS = ("input_ids", "labels", "position_ids")
 
 
 def unpack(packed: Packed) -> list[tuple[list[int], list[int]]]:
@@ -56,7 +58,7 @@ def test_no_token_is_lost_positions_restart_and_labels_stay_on_their_tokens(
 @given(documents=DOCUMENTS)
 def test_the_same_documents_give_the_same_rows(documents: list[Encoded]) -> None:
     first, second = pack(documents, 24), pack(documents, 24)
-    for name in ("input_ids", "labels", "position_ids"):
+    for name in ARRAYS:
         assert np.array_equal(getattr(first, name), getattr(second, name))
         assert getattr(first, name).dtype == np.int32
     assert first.digest == second.digest
@@ -71,6 +73,21 @@ def test_the_digest_tells_tokens_labels_and_places_apart() -> None:
         pack([Encoded([5, 6, 7], [5, 6, 7]), Encoded([8, 9], [8, 9])], 4),
     ]
     assert len({packed.digest for packed in [plain, *others]}) == 5
+
+
+@given(documents=DOCUMENTS, seq_tokens=st.integers(1, 48))
+def test_a_row_knows_the_lines_of_its_documents(documents: list[Encoded], seq_tokens: int) -> None:
+    lines = [replace(document, line=number) for number, document in enumerate(documents, start=1)]
+    packed = pack(lines, seq_tokens)
+    found = [packed.lines_of([row]) for row in range(packed.rows)]
+    for row, inside in enumerate(found):
+        expected = [lines[line - 1].input_ids[:seq_tokens] for line in inside]
+        assert sorted(ids for ids, _ in unpack_row(packed, row)) == sorted(expected)
+    assert packed.lines_of(range(packed.rows)) == sorted(line for inside in found for line in inside)
+
+
+def unpack_row(packed: Packed, row: int) -> list[tuple[list[int], list[int]]]:
+    return unpack(replace(packed, **{name: getattr(packed, name)[[row]] for name in ARRAYS}))
 
 
 def test_rows_are_nearly_full() -> None:

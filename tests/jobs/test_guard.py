@@ -6,7 +6,6 @@ import json
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -25,7 +24,7 @@ class Bench:
         self.told: list[dict[str, Any]] = []
         self.guard = Guard(
             SpikesSection.model_validate({"window": 16, **settings}),
-            lambda step: np.array([step, step + 100]),
+            lambda step: [step, step + 100],
             lambda: back_to,
             lambda events: self.told.append(dict(events[-1])),
             workers=1,
@@ -71,7 +70,7 @@ def test_a_job_that_is_to_stop_says_which_rows_it_was(settings: dict[str, Any], 
         assert not bench.guard.allows(step, *WILD)
     last = 20 + allowed
     with pytest.raises(
-        HopelessError, match=rf"step {last + 1}: the loss is 50.* rows \[{last}, {last + 100}\]"
+        HopelessError, match=rf"step {last + 1}: the loss is 50.* lines {last}, {last + 100} of data.train"
     ):
         bench.guard.allows(last, *WILD)
     assert len(bench.told) == allowed + 1

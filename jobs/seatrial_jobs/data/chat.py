@@ -25,6 +25,8 @@ class Encoded:
     """Tokens that did not fit and were left out."""
     ends: bool = True
     """Whether the end of the response fits; a model that never sees an end does not learn to stop."""
+    line: int = 0
+    """The line of the file that it is from; 0 when it is from none."""
 
 
 def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[Encoded]:
@@ -39,7 +41,7 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_tokens: int
         ids = [*_ids(tokenizer, example.response), _end_id(tokenizer)]
         starts = range(0, max(len(ids) - 1, 1), max_tokens - 1)
         pieces = [ids[start : start + max_tokens] for start in starts]
-        return [Encoded(piece, list(piece)) for piece in pieces]
+        return [Encoded(piece, list(piece), line=example.line) for piece in pieces]
     prompt = prompt_ids(example, tokenizer)
     response = _response_ids(example, tokenizer)
     kept_response = response[:max_tokens]
@@ -47,7 +49,8 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_tokens: int
     kept_prompt = prompt[max(len(prompt) - room, 0) :]
     cut = len(prompt) + len(response) - len(kept_prompt) - len(kept_response)
     labels = [IGNORED] * len(kept_prompt) + kept_response
-    return [Encoded(kept_prompt + kept_response, labels, cut, ends=kept_response == response)]
+    ends = kept_response == response
+    return [Encoded(kept_prompt + kept_response, labels, cut, ends=ends, line=example.line)]
 
 
 def prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,7 +17,7 @@ Ints = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows of tokens, all arrays int32 (R, T).
+    """Rows of tokens, all arrays int32; tokens, labels and positions are (R, T).
 
     ``position_ids`` restart at 0 with every document and with the unused tail, which is how an attention mask
     keeps documents apart. The first token of a document has no label: nothing before it belongs to it.
@@ -26,6 +26,10 @@ class Packed:
     input_ids: Ints
     labels: Ints
     position_ids: Ints
+    lines: Ints
+    """Line of each document in its file, row after row, (D,)."""
+    line_ends: Ints
+    """Documents up to and with each row, (R,)."""
     tokens: int
     """Places that hold a document's token."""
     label_tokens: int
@@ -35,6 +39,11 @@ class Packed:
     def rows(self) -> int:
         """R."""
         return int(self.input_ids.shape[0])
+
+    def lines_of(self, rows: Iterable[int]) -> list[int]:
+        """The lines of the file whose documents, or pieces of them, are in ``rows``."""
+        starts = np.concatenate([[0], self.line_ends])
+        return sorted({int(line) for row in rows for line in self.lines[starts[row] : starts[row + 1]]})
 
     @property
     def digest(self) -> str:
@@ -70,6 +79,8 @@ def pack(encoded: Sequence[Encoded], seq_tokens: int) -> Packed:
         input_ids,
         labels,
         position_ids,
+        lines=np.array([encoded[document].line for row in placed for document in row], np.int32),
+        line_ends=np.cumsum([len(row) for row in placed], dtype=np.int32),
         tokens=sum(min(len(document.input_ids), seq_tokens) for document in encoded),
         label_tokens=int((labels != IGNORED).sum()),
     )

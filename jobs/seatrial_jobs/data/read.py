@@ -34,6 +34,11 @@ class Example:
     """Where it was read, as `file:line`."""
 
     @property
+    def line(self) -> int:
+        """The line of its file, from 1."""
+        return int(self.source.rpartition(":")[2])
+
+    @property
     def is_text(self) -> bool:
         """Whether this is plain text rather than a conversation."""
         return self.messages[0].role == TEXT_ROLE
@@ -161,8 +166,7 @@ def leave_out(split: Split, section: DataSection, wrong: Sequence[tuple[Example,
 
 
 def _bad_row(example: Example, reason: str) -> BadRow:
-    file, _, line = example.source.rpartition(":")
-    return BadRow(file, int(line), reason)
+    return BadRow(example.source.rpartition(":")[0], example.line, reason)
 
 
 def _split(train: list[Example], heldout: list[Example], rows_read: int, bad: list[BadRow]) -> Split:
