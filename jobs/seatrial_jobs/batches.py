@@ -62,6 +62,10 @@ class Batches:
         """Row numbers of the whole step, over all workers; shape (batch_rows,)."""
         return order(self.packed.rows, self.batch_rows, self.seed, step)
 
+    def lines(self, step: int) -> list[int]:
+        """Lines of the training file that the whole step learns from."""
+        return self.packed.lines_of(self.rows(step))
+
     def loss_tokens(self, step: int) -> int:
         """Tokens of the whole step that have a loss."""
         return int(self._loss_tokens[self.rows(step)].sum())

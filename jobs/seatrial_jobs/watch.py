@@ -62,11 +62,13 @@ class Watch:
             return 0
         if self.guard is not None and state.guard is not None:
             self.guard.remember(state.guard)
+            if self.guard.events:  # the last may not have reached MLflow
+                self._tell_spikes(self.guard.events)
         return state.step
 
     def watch_for_spikes(self, settings: SpikesSection, batches: Batches) -> Guard:
         """A guard whose memory is kept in the checkpoints and whose events are told in MLflow."""
-        self.guard = Guard(settings, batches.rows, self._go_back, self._tell_spikes, self.share.size)
+        self.guard = Guard(settings, batches.lines, self._go_back, self._tell_spikes, self.share.size)
         return self.guard
 
     def _go_back(self) -> tuple[int, Mapping[str, Any]] | None:
