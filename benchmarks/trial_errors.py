@@ -3,9 +3,11 @@
     python -m benchmarks.trial_errors [--trials 2000] [--only shares,rare,...]
 
 One JSON object a case. A/A cases: the share of trials that promoted, dropped or rolled back one of equal
-arms, beside a z-test at 1.96 under the same looks and the target, alpha plus two binomial standard errors.
+arms, beside a z-test at 1.96 under the same looks and the target, alpha plus two binomial standard errors;
+where one of two challengers is made to leave, the other's half of alpha.
 Lifts: the share found, and the mean units to the decision against the test that is looked at once. The first
-line is the z-test's known inflation (Armitage, McPherson and Rowe 1969), integrated, not simulated. Exit code
+line is the z-test's known inflation (Armitage, McPherson and Rowe 1969), the second what planned looks spend
+after a challenger has left; both are integrated, not simulated. Exit code
 1 when a target is missed.
 """
 
@@ -18,9 +20,9 @@ import sys
 import time
 from typing import Any
 
-from seatrial.experiments.group_sequential import Walk
+from seatrial.experiments.group_sequential import Walk, z_bounds
 from seatrial.experiments.power import effect_of, fixed_units, sequential_units
-from tests.experiments.simulation import Case, ratio, run, share_of, skewed, with_history
+from tests.experiments.simulation import Case, ratio, run, share_of, skewed, spent_after_drop, with_history
 
 ALPHA = 0.05
 NAIVE = {1: 0.050, 2: 0.083, 3: 0.107, 4: 0.126, 5: 0.142, 10: 0.193, 20: 0.248, 50: 0.320}
@@ -38,6 +40,9 @@ EQUAL = (
     Case("5 planned looks, pocock", share_of(0.3), {"decision": PLAN | {"boundary": "pocock"}}),
     Case("5 planned looks, obrien", share_of(0.3), {"decision": PLAN | {"boundary": "obrien_fleming"}}),
     Case("5 planned looks, lan_demets", share_of(0.3), {"decision": PLAN}),
+    Case("5 planned looks, one of two leaves", share_of(0.3, 0.0, -1.0),
+         {"decision": PLAN | {"boundary": "pocock"}}, shares=(0.5, 0.25, 0.25),
+         hopeless=frozenset({"challenger-b"})),
 )  # fmt: skip
 
 
@@ -49,7 +54,7 @@ def main() -> None:
     options = parser.parse_args()
     wanted = tuple(options.only.split(","))
     is_well = True
-    for found in (naive_table(), *cases(options.trials, wanted)):
+    for found in (naive_table(), after_a_drop(), *cases(options.trials, wanted)):
         print(json.dumps({"benchmark": "trial_errors", **found}), flush=True)
         is_well &= found["met"]
     sys.exit(0 if is_well else 1)
@@ -73,12 +78,40 @@ def naive_table() -> dict[str, Any]:
     return {"case": "z-test by number of looks", "naive": found, "published": NAIVE, "met": met}
 
 
+def after_a_drop() -> dict[str, Any]:
+    """The most that one of two comparisons spends of its half of alpha in planned looks after the other left.
+
+    Integrated through the bounds of the real `judge`; beside it, as if all units that were ever seen counted.
+    """
+    shares, looks = (0.1, 0.45, 0.45), range(1, 5)
+    ours = max(spent_after_drop("pocock", shares, left) for left in looks)
+    found = {
+        "ours": round(ours, 5),
+        "all_units": round(max(_by_all_units(shares, left) for left in looks), 5),
+    }
+    return {
+        "case": "alpha after one of two left",
+        **found,
+        "target": ALPHA / 2,
+        "met": ours <= ALPHA / 2 + 1e-4,
+    }
+
+
+def _by_all_units(shares: tuple[float, float, float], left: int) -> float:
+    """What Pocock's bounds spend when looks go by all units, those who left at look ``left`` included."""
+    walk = Walk()
+    for number, z in enumerate(z_bounds("pocock", 5, (0.2, 0.4, 0.6, 0.8, 1.0), ALPHA / 2), start=1):
+        walk.step(number - shares[2] * min(number, left), z)
+    return walk.spent
+
+
 def wrong(case: Case, trials: int) -> dict[str, Any]:
     """The share of trials of equal arms that told them apart."""
     start = time.perf_counter()
     ended = list(run(case, trials))
     ours = sum(each.verdict in ("promote", "roll_back", "drop") for each in ended) / trials
-    target = ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / trials)
+    alpha = ALPHA * (1 - len(case.hopeless) / (len(case.shares) - 1))
+    target = alpha + 2 * math.sqrt(alpha * (1 - alpha) / trials)
     return {
         "case": case.name,
         "trials": trials,

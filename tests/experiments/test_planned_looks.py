@@ -12,6 +12,7 @@ from seatrial.experiments.group_sequential import compare_at_look, constant, z_b
 from seatrial.experiments.policy import GroupSequential, Thompson
 from seatrial.experiments.power import effect_of, fixed_units, planned_units, sequence_z, sequential_units
 from seatrial.experiments.sequential import ArmStats, compare
+from tests.experiments.simulation import spent_after_drop
 
 POCOCK = {1: 1.960, 2: 2.178, 3: 2.289, 4: 2.361, 5: 2.413, 10: 2.555}
 OBRIEN = {2: 1.977, 3: 2.004, 4: 2.024, 5: 2.040, 10: 2.087}
@@ -53,6 +54,14 @@ def test_at_uneven_times_all_looks_together_still_err_with_alpha(boundary):
     walks = np.cumsum(np.random.default_rng(3).standard_normal((200_000, 4)) * steps, axis=1)
     crossed = (np.abs(walks) / np.sqrt(times) >= bounds).any(axis=1).mean()
     assert crossed == pytest.approx(0.05, abs=3 * math.sqrt(0.05 * 0.95 / 200_000))
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.25, 0.25), (0.1, 0.45, 0.45)])
+@pytest.mark.parametrize("left", [1, 2, 4])
+@pytest.mark.parametrize("boundary", ["pocock", "obrien_fleming", "lan_demets_obrien_fleming"])
+def test_after_a_challenger_has_left_the_other_still_errs_with_its_part_of_alpha(boundary, left, shares):
+    # Counted by the units of all arms it was 0.0252 to 0.0269.
+    assert spent_after_drop(boundary, shares, left) == pytest.approx(0.025, abs=2e-5)
 
 
 def test_more_looks_than_planned_are_refused():

@@ -19,8 +19,10 @@ from seatrial.registry.audit_plot import BAD, draw
 ARMS = {"champion": "1", "challenger": "2", "challenger-b": "3"}
 
 
-def told(dropped: dict[str, str], failures: int = 0, looks: int = 2) -> tuple[Trial, Decision, list[Look]]:
-    policy = TrialSection(minimum_units=200).model_dump(mode="json")
+def told(
+    dropped: dict[str, str], failures: int = 0, looks: int = 2, **section: Any
+) -> tuple[Trial, Decision, list[Look]]:
+    policy = TrialSection.model_validate({"minimum_units": 200, **section}).model_dump(mode="json")
     here = {name: version for name, version in ARMS.items() if name not in dropped}
     arms = tuple(Arm(name, version, 1 / len(here)) for name, version in here.items())
     challengers = {name: version for name, version in ARMS.items() if name != "champion"}
@@ -56,11 +58,23 @@ def test_every_arm_the_sample_ratio_and_every_guardrail_are_in_it():
     assert said.count("max_error_share") == said.count("kept") == 2
     assert "sample ratio p" in said
     assert "invalid at 0.001" in said
-    assert any(each.startswith("versions 2 and 3 against 1, 97.5% confidence") for each in said)
+    assert any(each.startswith("versions 2 and 3 against 1, 97.5% confidence sequence") for each in said)
     interval = figure.axes[0]
     assert (
         len([line for line in interval.lines if len(line.get_xdata()) == 2 and line.get_label() in ARMS]) == 2
     )
+
+
+@pytest.mark.parametrize(
+    ("decision", "name"),
+    [
+        ({"type": "group_sequential", "looks": 2, "units": 1800}, "repeated confidence interval"),
+        ({"type": "thompson"}, "interval, which moving shares may make too narrow"),
+    ],
+)
+def test_the_interval_is_called_what_it_is(decision: dict[str, Any], name: str):
+    said = [each.get_text() for each in texts(draw(*told({}, decision=decision)))]
+    assert any(each.startswith(f"versions 2 and 3 against 1, 97.5% {name}. ") for each in said)
 
 
 def test_a_guardrail_that_is_broken_is_red():

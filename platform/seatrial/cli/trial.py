@@ -13,7 +13,7 @@ from seatrial.cli import promote
 from seatrial.cli.output import pairs, say, table
 from seatrial.cli.where import addresses
 from seatrial.errors import UserError
-from seatrial.experiments.trial import CHALLENGER, Stop
+from seatrial.experiments.trial import CHALLENGER, Stop, is_challenger
 from seatrial.submission import controller
 from seatrial.submission.plan import duration
 
@@ -73,6 +73,10 @@ def start(
     ] = CHALLENGER,
 ) -> None:
     """Open a trial of a version against the champion, exactly as setting the alias in MLflow does."""
+    if not is_challenger(alias):
+        raise UserError(
+            f"--as: {alias}: opens no trial: give challenger or challenger-b, or use `seatrial promote`"
+        )
     promote.set_alias(service, version, alias)
 
 
@@ -137,7 +141,7 @@ def _lines(trial: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("trial", f"{trial['id']}: {against} against champion {trial['champion']}"),
         *dropped,
         ("units", f"{trial['units']:,} ({trial['exposures']:,} exposures, {trial['outcomes']:,} outcomes)"),
-        ("metric", f"{trial['metric']} at alpha {trial['alpha']}"),
+        ("metric", f"{trial['metric']} at alpha {trial['alpha']}, {trial['interval_kind']}"),
         ("difference", _estimate(trial["difference"], trial["difference_interval"])),
         ("relative lift", _estimate(trial["lift"], trial["interval"])),
         ("sample ratio p", "not known yet" if trial["srm_p"] is None else f"{trial['srm_p']:.3f}"),

@@ -20,7 +20,7 @@ QUIET, TEXT = "#d5d9dd", "#444b52"
 
 
 def intervals(trial: Trial, looks: Sequence[Look]) -> bytes:
-    """The difference from the champion and its confidence sequence, over time."""
+    """The difference from the champion and its interval, over time."""
 
     def draw(axes: Axes) -> None:
         axes.axhline(0, color="#30363b", linewidth=1)

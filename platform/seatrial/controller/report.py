@@ -8,6 +8,7 @@ from typing import Any
 from seatrial.controller.loop import Report
 from seatrial.experiments.evidence import ArmEvidence, Evidence, finite
 from seatrial.experiments.forecast import units_to_decide
+from seatrial.experiments.policy import TrialPolicy
 from seatrial.experiments.ramp import coverages
 from seatrial.experiments.sequential import Comparison
 from seatrial.experiments.trial import CHAMPION, Decision, Trial, look_at
@@ -50,6 +51,7 @@ def report(trial: Trial, decision: Decision | None, seen: Evidence | None, now: 
         "metric": trial.policy["metric"]["name"],
         "policy": dict(trial.policy),
         "alpha": trial.policy["alpha"],
+        "interval_kind": TrialPolicy.from_json(trial.policy).interval(len(trial.challengers)),
         # Only once everything that follows from it is done, so that whoever waits for it sees the result.
         "verdict": trial.verdict,
         "reason": trial.reason,
@@ -73,6 +75,7 @@ def _totals(evidence: Evidence, judgement: Judgement) -> dict[str, Any]:
         "outcomes": sum(arm.outcomes for arm in evidence.arms),
         "ignored_outcomes": evidence.ignored_outcomes,
         "late_outcomes": evidence.late_outcomes,
+        "early_outcomes": evidence.early_outcomes,
         "srm_p": judgement.srm_p,
         **_estimates(judgement.difference, judgement.lift),
     }
@@ -164,10 +167,10 @@ def _units_to_decide(trial: Trial, evidence: Evidence, judgement: Judgement) -> 
     decision = trial.policy.get("decision") or {"type": "sequential"}
     if decision["type"] != "sequential":
         return decision.get("units")
-    alpha = trial.policy["alpha"] / len(trial.challengers)  # as the verdict shares it out
-    tuning = trial.policy["tuning_units"] or trial.policy["minimum_units"]
+    policy = TrialPolicy.from_json(trial.policy)
+    alpha = policy.shared_alpha(len(trial.challengers))
     found = (
-        units_to_decide(each.difference, evidence.units, alpha, tuning)
+        units_to_decide(each.difference, evidence.units, alpha, policy.tuning_units)
         for each in judgements(trial, judgement).values()
     )
     return min((units for units in found if units is not None), default=None)

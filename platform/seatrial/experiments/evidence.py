@@ -82,8 +82,9 @@ class ArmEvidence:
 class Evidence:
     """All arms at ``taken_at``, those that have left too.
 
-    ``ignored_outcomes`` had a value outside 0..1 where the metric is a share. ``looks`` are the exposed units
-    at the planned looks that have been taken.
+    ``ignored_outcomes`` had a value outside 0..1 where the metric is a share, ``late_outcomes`` came after
+    the attribution window, ``early_outcomes`` of a unit before its first request. ``looks`` are the units of
+    the plan at the planned looks that have been taken.
     """
 
     taken_at: float
@@ -91,6 +92,7 @@ class Evidence:
     ignored_outcomes: int = 0
     late_outcomes: int = 0
     looks: tuple[int, ...] = ()
+    early_outcomes: int = 0
 
     def arm(self, name: str) -> ArmEvidence:
         """The arm called ``name``; KeyError when there is none."""
@@ -119,7 +121,8 @@ class Evidence:
         """The inverse of :meth:`to_json`."""
         arms = tuple(ArmEvidence.from_json(arm) for arm in value["arms"])
         late, looks = value.get("late_outcomes", 0), tuple(value.get("looks", ()))
-        return cls(value["taken_at"], arms, value["ignored_outcomes"], late, looks)
+        early = value.get("early_outcomes", 0)
+        return cls(value["taken_at"], arms, value["ignored_outcomes"], late, looks, early)
 
 
 def finite(value: Any) -> Any:

@@ -98,6 +98,13 @@ class Thompson:
 
 DecisionPolicy = Sequential | GroupSequential | Thompson
 
+INTERVALS: Mapping[type[DecisionPolicy], str] = {
+    Sequential: "confidence sequence",
+    GroupSequential: "repeated confidence interval",
+    Thompson: "interval, which moving shares may make too narrow",
+}
+"""Valid at all looks; valid at all planned looks; no promise, as its shares follow the values seen."""
+
 
 @dataclass(frozen=True)
 class TrialPolicy:
@@ -140,6 +147,14 @@ class TrialPolicy:
             attribution_s=None if attribution_h is None else attribution_h * 3600,
             prices=dict(section.get("prices") or {}),
         )
+
+    def shared_alpha(self, challengers: int) -> float:
+        """Alpha of each comparison with the champion, of so many that the trial began with (Bonferroni)."""
+        return self.alpha / challengers
+
+    def interval(self, challengers: int) -> str:
+        """What the interval of each challenger's difference is, such as `97.5% confidence sequence`."""
+        return f"{100 * (1 - self.shared_alpha(challengers)):.4g}% {INTERVALS[type(self.decision)]}"
 
     @property
     def metrics(self) -> tuple[MetricPolicy, ...]:

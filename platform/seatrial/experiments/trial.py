@@ -10,7 +10,7 @@ from seatrial.experiments.assignment import TrialTable
 from seatrial.experiments.evidence import Evidence
 from seatrial.experiments.judgement import Judgement, VerdictName
 from seatrial.experiments.policy import TrialPolicy
-from seatrial.experiments.verdict import judge
+from seatrial.experiments.verdict import judge, planned_units
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -121,6 +121,13 @@ class Look:
     at: float
     exposures: Mapping[str, int]
     judgement: Judgement
+    planned_units: int | None = None
+    """What a planned look counts as: see :func:`seatrial.experiments.verdict.planned_units`."""
+
+    @property
+    def counts_as(self) -> int:
+        """The units by which the plan goes on; all that were seen, where nobody had left."""
+        return self.units if self.planned_units is None else self.planned_units
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON for the audit record."""
@@ -129,14 +136,21 @@ class Look:
 
 def look_at(trial: Trial, evidence: Evidence, now: float) -> Judgement:
     """The judgement of the trial's own policy."""
-    policy = TrialPolicy.from_json(trial.policy)
-    shares = {arm.name: arm.weight for arm in trial.table.arms}
     return judge(
-        policy,
-        shares,
+        TrialPolicy.from_json(trial.policy),
+        _shares(trial),
         trial.opened_at,
         evidence,
         now,
         started=len(trial.challengers),
         is_reweighted=trial.table.bucket_version > 0,
     )
+
+
+def units_of_plan(trial: Trial, evidence: Evidence) -> int:
+    """The exposed units by which the trial's planned looks go."""
+    return planned_units(_shares(trial), evidence, started=len(trial.challengers))
+
+
+def _shares(trial: Trial) -> dict[str, float]:
+    return {arm.name: arm.weight for arm in trial.table.arms}

@@ -64,6 +64,20 @@ def judge(
     return replace(found, srm_p=srm_p)
 
 
+def planned_units(
+    shares: Mapping[str, float], evidence: Evidence, *, started: int, control: str = "champion"
+) -> int:
+    """Exposed units on the scale of a plan for ``started`` challengers that share their part evenly.
+
+    Those of the arms that are left, over the part of the plan that is theirs: the information of each
+    comparison grows by them alone, and spending alpha by any other clock would not keep to it.
+    """
+    challengers = [share for name, share in shares.items() if name != control]
+    each = sum(challengers) / len(challengers)
+    # Shares of those left sum to 1: whoever left had, on this scale, as much as each of them has.
+    return math.floor(evidence.of(shares).units * (1 + (started - len(challengers)) * each) + 1e-6)
+
+
 @dataclass(frozen=True)
 class _Look:
     """One look: everything that the rules are applied to."""
@@ -116,6 +130,11 @@ class _Look:
         """The number of the planned look that is due now."""
         return len(self.evidence.looks) + 1 if isinstance(self.policy.decision, GroupSequential) else None
 
+    @cached_property
+    def planned_units(self) -> int:
+        """Exposed units by which planned looks go."""
+        return planned_units(self.shares, self.evidence, started=self.started, control=self.control)
+
     def _at_the_end(self, found: Judgement, leader: str) -> Judgement:
         decision = self.policy.decision
         is_spent = isinstance(decision, GroupSequential) and (
@@ -146,7 +165,7 @@ class _Look:
 
     def _compared(self, a: ArmEvidence, b: ArmEvidence) -> tuple[Comparison, Comparison]:
         policy = self.policy
-        alpha = policy.alpha / self.started
+        alpha = policy.shared_alpha(self.started)
         difference, lift = compare_metric(
             policy.metric, a, b, self.stats, alpha=alpha, tuning_n=policy.tuning_units
         )
@@ -154,14 +173,14 @@ class _Look:
         if not isinstance(plan, GroupSequential):
             return difference, lift
         number = len(self.evidence.looks) + 1
-        if number > plan.looks or self.evidence.units <= max(self.evidence.looks, default=0):
+        if number > plan.looks or self.planned_units <= max(self.evidence.looks, default=0):
             return UNDEFINED, UNDEFINED
         binary = is_binary(policy.metric, self.stats[a.name], self.stats[b.name])
         estimate, variance = estimate_and_variance(
             self.stats[a.name], self.stats[b.name], proportion=binary, prior_units=PRIOR_UNITS
         )
         at_look = group_sequential.compare_at_look(
-            plan, self.evidence.looks, self.evidence.units, estimate, variance, alpha
+            plan, self.evidence.looks, self.planned_units, estimate, variance, alpha
         )
         mean = abs(self.stats[a.name].mean)
         if not at_look.is_defined or not lift.is_defined:
@@ -214,8 +233,10 @@ class _Look:
             if number > plan.looks:
                 return f"all {plan.looks} planned looks are taken"
             due = math.ceil(group_sequential.due_at(plan, number))
-            if self.evidence.units < due:
-                return f"look {number} of {plan.looks} at {due} units: {self.evidence.units} so far"
+            if self.planned_units < due:
+                said = f"look {number} of {plan.looks} at {due} units: {self.planned_units} so far"
+                has_left = len(self.evidence.arms) > len(self.shares)
+                return f"{said}, by the arms that are left" if has_left else said
         if not found.difference.is_defined:
             return f"{self.policy.metric.name}: no interval from these values"
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from seatrial.experiments.evidence import ArmEvidence, Evidence
 from seatrial.experiments.judgement import Judgement, VerdictName
 from seatrial.experiments.record import ChampionMove
-from seatrial.experiments.trial import CHAMPION, PREVIOUS, Cause, Decision, Look, Trial
+from seatrial.experiments.trial import CHAMPION, PREVIOUS, Cause, Decision, Look, Trial, units_of_plan
 from seatrial.reconcile.actions import (
     Action,
     CloseTrial,
@@ -30,7 +30,8 @@ def decide_or_look(
 ) -> tuple[Decision | None, Look | None]:
     """The decision if it is time, and the look if it is worth keeping."""
     exposures = {arm.name: arm.exposures for arm in evidence.arms}
-    look = Look(trial.id, evidence.units, view.now, exposures, judgement)
+    planned = units_of_plan(trial, evidence) if judgement.look is not None else None
+    look = Look(trial.id, evidence.units, view.now, exposures, judgement, planned)
     ended = _ended(view, trial, judgement)
     last = view.observed.last_look_units
     # A planned look is always kept, also where another one was kept at its units: the next one counts on it.

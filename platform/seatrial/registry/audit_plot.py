@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from seatrial.experiments.judgement import GuardrailResult
+from seatrial.experiments.policy import TrialPolicy
 from seatrial.experiments.sequential import Comparison
 from seatrial.experiments.trial import Decision, Look, Trial
 
@@ -91,12 +92,12 @@ def _interval(
         f"minimum {minimum}", (minimum, 1), xycoords=("data", "axes fraction"),
         xytext=(4, -10), textcoords="offset points", fontsize=8, color="#7a838b",
     )  # fmt: skip
-    level = round(100 * (1 - trial.policy["alpha"] / len(trial.challengers)), 2)
+    interval = TrialPolicy.from_json(trial.policy).interval(len(trial.challengers))
     several = "s" if len(trial.challengers) > 1 else ""
     against = f"version{several} {' and '.join(trial.challengers.values())} against {trial.champion}"
     axes.set_ylabel(f"{trial.policy['metric']['name']}: difference", fontsize=9)
     axes.set_title(
-        f"{against}, {level:g}% confidence sequence. {_short(decision.reason)}",
+        f"{against}, {interval}. {_short(decision.reason)}",
         loc="left", fontsize=9, color=_TEXT,
     )  # fmt: skip
 

@@ -23,7 +23,7 @@ def read_evidence(engine: Engine, trial: Trial, *, now: float) -> Evidence:
     catch_up(engine, trial, rules)
     with reading(engine) as connection:
         state = folding.read_state(connection, trial.id, rules.digest) or folding.State()
-        taken = tuple(look.units for look in read_looks(connection, trial.id) if look.judgement.look)
+        taken = tuple(look.counts_as for look in read_looks(connection, trial.id) if look.judgement.look)
     sums = [state.arms.get(name, ArmSums()) for name in trial.arms]
     arms = tuple(
         _arm(name, version, found, rules)

@@ -131,6 +131,8 @@ def add_look(connection: Connection, look: Look) -> None:
         connection.execute(delete(looks).where(*at))
     plain = look.to_json()
     body = {"judgement": plain["judgement"], "exposures": dict(look.exposures)}
+    if look.planned_units is not None:
+        body["planned_units"] = look.planned_units
     row = {"trial_id": look.trial_id, "units": look.units, "at": look.at, "judgement": json.dumps(body)}
     insert_new(connection, looks, row)
 
@@ -164,6 +166,6 @@ def _trial(row: Any) -> Trial:
 
 def _look(row: Any) -> Look:
     body = json.loads(row["judgement"])
-    return Look(
-        row["trial_id"], row["units"], row["at"], body["exposures"], Judgement.from_json(body["judgement"])
-    )
+    judgement = Judgement.from_json(body["judgement"])
+    exposures, planned = body["exposures"], body.get("planned_units")
+    return Look(row["trial_id"], row["units"], row["at"], exposures, judgement, planned)
