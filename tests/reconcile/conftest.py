@@ -154,7 +154,7 @@ class Sim:
                 )
             )
         looks = self.looks.get(trial.id, {})
-        taken = tuple(units for units, look in sorted(looks.items()) if look.judgement.look)
+        taken = tuple(look.counts_as for _, look in sorted(looks.items()) if look.judgement.look)
         return Evidence(self.now, tuple(arms), looks=taken)
 
     # What happens around the controller.

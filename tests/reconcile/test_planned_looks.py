@@ -55,7 +55,7 @@ def test_a_crash_at_a_planned_look_loses_nothing_that_it_decided(make_sim, chall
         assert play(crash_at)[:-1] == tuple(whole), f"killed after effect {crash_at}"
 
 
-def test_what_has_left_a_trial_still_counts_so_that_looks_go_on_from_there(make_sim):
+def test_what_has_left_a_trial_is_kept_and_planned_looks_go_by_the_arms_that_are_left(make_sim):
     sim = opened(make_sim, TWO)
     sim.rates = {"champion": (200, 100), "challenger": (100, 50), "challenger-b": (100, 5)}
     sim.run()
@@ -72,10 +72,14 @@ def test_what_has_left_a_trial_still_counts_so_that_looks_go_on_from_there(make_
         ("challenger-b", 100, True),
     ]
     assert "worse" in shown["arms"][2]["dropped"]
+    waits = "look 2 of 2 at 800 units: 533 so far, by the arms that are left"  # 400 of three quarters
+    assert look.judgement.reason == waits
     sim.rates |= {"champion": (480, 200), "challenger": (220, 140)}
     sim.run()
     assert sim.trials["support-chat-1"].verdict == "promote"
     assert taken(sim) == [400, 800]
+    kept = sim.looks["support-chat-1"]
+    assert (kept[400].planned_units, kept[800].planned_units) == (400, 933)
 
 
 def test_a_challenger_that_cannot_be_loaded_is_never_promoted(sim):
