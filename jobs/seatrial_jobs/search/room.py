@@ -28,7 +28,7 @@ def require_population(search: SearchSection, held: int) -> None:
     Raises:
         UserError: not all of them fit.
     """
-    if search.scheduler.type == "pbt" and search.count > held:
+    if search.least_at_a_time > held:
         raise UserError(
             f"search.trials: {search.count}: pbt trains all of them at once, and there is room for {held}: "
             "lower it, lower resources, or use a larger cluster"

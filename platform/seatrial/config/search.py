@@ -172,6 +172,16 @@ class SearchSection(Section):
         return min(self.trials or size, size)
 
     @property
+    def least_at_a_time(self) -> int:
+        """Trials that must run at a time: all of a population."""
+        return self.count if self.scheduler.type == "pbt" else 1
+
+    @property
+    def most_at_a_time(self) -> int:
+        """Trials that run at a time when there is room."""
+        return max(min(self.count, self.max_concurrent or self.count), self.least_at_a_time)
+
+    @property
     def is_minimised(self) -> bool:
         """Whether less is better."""
         return self.mode == "min"

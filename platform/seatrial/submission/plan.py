@@ -65,8 +65,9 @@ def rows(plan: Mapping[str, object], config: JobsConfig | None = None) -> list[t
         ("parameters", f"{_count(plan.get('parameters'))}"),
     ]
     trials = plan.get("trials")
-    if isinstance(trials, int) and trials > 1:
-        shown.insert(3, ("trials", f"{trials} of so many steps; the estimate takes one after the other"))
+    is_search = isinstance(trials, int) and trials > 1
+    if is_search:
+        shown.insert(3, ("trials", _trials(plan)))
     if plan.get("cut_documents"):
         lost = f"{_count(plan.get('cut_tokens'))} tokens of {_count(plan.get('cut_documents'))} documents"
         shown.insert(2, ("cut", f"{lost} longer than run.seq_tokens"))
@@ -74,9 +75,22 @@ def rows(plan: Mapping[str, object], config: JobsConfig | None = None) -> list[t
     estimated, tflops = plan.get("estimated_s"), plan.get("gpu_tflops")
     if isinstance(estimated, int | float):
         assumed = f", at {tflops:g} TFLOP/s for each GPU (jobs.yaml: gpu_tflops)" if tflops else ""
-        shown.append(("estimated", f"{duration(float(estimated))}{assumed}"))
-    shown += _gpu_hours(plan.get("gpu_hours"), config)
+        bound = " at most, one trial after the other" if is_search else ""
+        shown.append(("estimated", f"{duration(float(estimated))}{bound}{assumed}"))
+    hours = _gpu_hours(plan.get("gpu_hours"), config)
+    shown += [(name, f"{value} at most" if is_search and value != "0" else value) for name, value in hours]
     return [(name, value) for name, value in shown if "None" not in value]
+
+
+def _trials(plan: Mapping[str, object]) -> str:
+    """How many, and how many steps they take together."""
+    text = f"{plan.get('trials')}, at most {_count(plan.get('all_steps'))} steps in all"
+    if plan.get("assumption"):
+        text += f"; about {_count(plan.get('likely_steps'))} if {plan.get('assumption')}"
+    at_a_time = plan.get("trials_at_a_time")
+    if isinstance(at_a_time, int) and at_a_time > 1:
+        text += f"; {at_a_time} at a time, each with workers of its own"
+    return text
 
 
 def _memory(found: object) -> list[tuple[str, str]]:
