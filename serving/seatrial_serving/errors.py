@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import msgspec
@@ -25,22 +25,32 @@ KINDS = {
 
 
 class HttpError(Exception):
-    """A request that is answered with an error. ``param`` names the field that is wrong."""
+    """A request that is answered with an error. ``param`` names the field that is wrong.
+
+    ``beside`` goes into the answer beside the error, for programs.
+    """
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        beside: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.param = param
         self.code = code
+        self.beside = beside or {}
 
     def body(self) -> bytes:
         """The JSON answer."""
         kind = KINDS.get(self.status, "server_error")
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return msgspec.json.encode({"error": error})
+        return msgspec.json.encode({"error": error, **self.beside})
 
 
 def bad(param: str, value: object, fix: str) -> HttpError:

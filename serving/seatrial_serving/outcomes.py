@@ -15,13 +15,16 @@ from seatrial_serving.request import REQUEST_ID, bare_request_id, encode
 MOST_OUTCOMES = 1000
 METRIC = re.compile(r"[a-z][a-z0-9_]{0,62}")
 MOST_REASONS = 10
-FIELDS = {"request_id", "unit", "metric", "value", "id"}
+NAMES = ("id", "request_id", "unit")
+FIELDS = {*NAMES, "metric", "value"}
+MOST_SHOWN = 128
 
 
 async def accept(body: dict[str, Any], service: str, recorder: Recorder, *, trial_id: str = "") -> bytes:
-    """Record the outcomes of ``body`` and say which were taken. They are on the disk when this returns.
+    """Record the outcomes of ``body``, on the disk when this returns, and say how many were taken.
 
-    ``trial_id`` is the trial that is open, in which a unit has one outcome of each metric.
+    Of the others the answer has the index, what they were called by (`id`, `request_id`, `unit`), and the
+    reason. ``trial_id`` is the trial that is open, in which a unit has one outcome of each metric.
 
     Raises:
         HttpError: 400 when none is right, 503 when they cannot be kept.
@@ -35,14 +38,21 @@ async def accept(body: dict[str, Any], service: str, recorder: Recorder, *, tria
         try:
             rows.append(_row(item, service, trial_id, now))
         except ValueError as error:
-            rejected.append({"index": index, "reason": str(error)})
+            rejected.append({"index": index, **_named(item), "reason": str(error)})
     if not rows:
-        raise HttpError(400, _reasons(rejected), param="outcomes", code="invalid_value")
+        beside = {"accepted": 0, "rejected": rejected}
+        raise HttpError(400, _reasons(rejected), param="outcomes", code="invalid_value", beside=beside)
     try:
         await recorder.outcomes(rows)
     except OSError as error:
         raise HttpError(503, "outcomes cannot be kept now: send them again later", code="no_space") from error
     return encode({"accepted": len(rows), "rejected": rejected})
+
+
+def _named(item: object) -> dict[str, str]:
+    """What a client knows its outcome by, as far as it is text."""
+    given = item if isinstance(item, dict) else {}
+    return {name: given[name][:MOST_SHOWN] for name in NAMES if isinstance(given.get(name), str)}
 
 
 def _reasons(rejected: list[dict[str, Any]]) -> str:

@@ -214,6 +214,12 @@ async def test_outcomes_are_taken_one_by_one() -> None:
         mixed = (await http.post("/v1/outcomes", json={"outcomes": many})).json()
         assert mixed["accepted"] == 1
         assert [item["index"] for item in mixed["rejected"]] == list(range(1, 8))
+        assert mixed["rejected"][0] == {
+            "index": 1,
+            "request_id": "r3",
+            "reason": "metric: 'Thumbs!': give a name such as resolved",
+        }
+        assert "request_id" not in mixed["rejected"][3], "it gave none"
         for wrong in ({}, {"outcomes": []}, {"outcomes": "all"}, {"outcomes": [many[0]] * 1001}):
             answer = await http.post("/v1/outcomes", content=json.dumps(wrong))
             assert answer.status_code in (400, 413)
@@ -234,6 +240,15 @@ async def test_an_outcome_speaks_of_a_request_or_of_a_unit() -> None:
         for index, reason in enumerate(["give one of the two", "unit: ''", "unit: 'a", "unit: '7'"]):
             assert f"outcomes[{index}]: " in error_of(refused)["message"]
             assert reason in error_of(refused)["message"]
+            assert reason in refused.json()["rejected"][index]["reason"]
+        found = refused.json()
+        assert found["accepted"] == 0
+        assert [{**each, "reason": ""} for each in found["rejected"]] == [
+            {"index": 0, "request_id": "r1", "unit": "ann", "reason": ""},
+            {"index": 1, "unit": "", "reason": ""},
+            {"index": 2, "unit": "a\nb", "reason": ""},
+            {"index": 3, "reason": ""},
+        ]
     assert [(row["request_id"], row["unit"]) for row in shelf.kept] == [("", "ann")]
 
 
