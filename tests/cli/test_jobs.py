@@ -103,7 +103,12 @@ def test_one_job_is_shown_with_its_cause_its_next_command_and_what_it_used(
         (["show", "lora"], "JOB: lora: several begin so (lora-2, lora-1): give more of it"),
         (["retry", "lora-2"], "JOB: lora-2: has succeeded: `seatrial train RECIPE --force` submits another"),
         (["retry", "lora-1"], "JOB: lora-1: is queued: `seatrial jobs logs -f lora-1` follows it"),
+        (["logs", "nightly"], "JOB: nightly: is a schedule, which says nothing: give one of its jobs"),
         (["submit", "--env", "X", "--", "true"], "--env: X: give NAME=VALUE"),
+        (["submit", "--name", "a/b", "--", "true"], "--name: 'a/b': give up to 63 of a-z, 0-9 and -"),
+        (["submit", "--team", "A team", "--", "true"], "--team: 'A team': give up to 63 of a-z, 0-9 and -"),
+        (["submit", "--time-limit", "inf", "--", "true"], "Invalid value for '--time-limit': inf: give a"),
+        (["submit", "--gpus", "inf", "--", "true"], "Invalid value for '--gpus': inf: give a finite"),
         (["submit", "--after", "none", "--", "true"], "--after: none: no such job: see `seatrial jobs list`"),
         (["submit", "--cron", "0 3 * *", "--", "true"], "--cron: 0 3 * *: give five fields"),
     ],
@@ -113,6 +118,7 @@ def test_what_cannot_be_done_is_one_line(
 ) -> None:
     add(store, "lora-1")
     add(store, "lora-2", state="succeeded")
+    add(store, "nightly", state="scheduled", cron="0 3 * * *")
     code, _, err = run(capsys, *arguments)
     assert code == 2
     assert err.startswith(said)
@@ -135,6 +141,17 @@ def test_stopping_and_retrying_are_kept_until_a_controller_answers(
     assert first is not None
     assert second is not None
     assert (first.wants_stop, second.state, second.time_limit_s) == (True, "queued", 7200.0)
+
+
+def test_a_schedule_that_was_stopped_is_taken_up_again(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(store, "nightly", state="stopped", cron="0 3 * * *")
+    out = run(capsys, "retry", "nightly")[1]
+    assert out.startswith("scheduled  nightly again  next ")
+    found = store.job("nightly")
+    assert found is not None
+    assert (found.state, found.ready_at % 86_400) == ("scheduled", 10_800.0)
 
 
 def test_a_secret_in_a_command_is_refused_and_nothing_is_queued(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from seatrial.monitoring.logs import JsonFormatter, cause, complaint, configure, tail
+from seatrial.monitoring.logs import JsonFormatter, cause, complaint, configure, plain, tail
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,23 @@ def test_a_tail_is_the_last_lines_without_colours(tmp_path: Path) -> None:
     log.write_text("".join(f"\x1b[1mline {number}\x1b[0m\n" for number in range(5000)))
     assert tail(log, 2) == ["line 4998", "line 4999"]
     assert tail(tmp_path / "missing.log") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("\x1b[31mred\x1b[0m and \x1b[?25lhidden", "red and hidden"),
+        ("a\x1b]0;title\x07b\x1b]52;c;aGk=\x1b\\c", "abc"),
+        ("a\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "alink"),
+        ("a\x9b2Jb\x1bPq\x1b\\c\x1bcd\x1b(Be", "abcde"),
+        ("never ended \x1b]0;all of it", "never ended "),
+        ("10 %\r50 %\r100 %\r", "100 %"),
+        ("a\x00\x07\x08b\ud800\tc", "ab\tc"),
+        ("plain \N{LATIN SMALL LETTER E WITH ACUTE} [31m", "plain \N{LATIN SMALL LETTER E WITH ACUTE} [31m"),
+    ],
+)
+def test_a_log_moves_no_terminal(line: str, shown: str) -> None:
+    assert plain(line) == shown
 
 
 def test_json_logs_are_one_object_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

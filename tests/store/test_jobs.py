@@ -65,7 +65,7 @@ def test_an_attempt_is_noted_once_and_settled_with_its_job(store: Store) -> None
     store.add_job(first)
     running, attempt = replace(first, state="running"), Attempt("a", 0, "t", 2.0, 10.0)
     for _ in range(2):
-        store.begin_attempt(first, running, attempt)
+        assert store.begin_attempt(first, running, attempt)
     assert store.attempts("a") == [attempt]
     over = replace(running, state="succeeded", ended_at=20.0, exit_code=0)
     ended = replace(attempt, ended_at=20.0, status="SUCCEEDED")
@@ -85,11 +85,11 @@ def test_attempts_are_read_from_a_window_and_as_long_as_they_run(store: Store) -
 
 def test_ended_jobs_are_queued_again_and_others_are_not(store: Store) -> None:
     store.add_job(job())
-    assert not store.queue_job_again("a", now=9.0)
+    assert not store.queue_job_again(job(), ready_at=9.0)
     cause = Cause("failed", "x", "y")
     over = job(state="failed", cause=cause, exit_code=1, ended_at=5.0, failures=1, is_accounted=True)
     store.change_job(job(), over)
-    assert store.queue_job_again("a", now=9.0)
+    assert store.queue_job_again(replace(over, need=Need(1), priority=5), ready_at=9.0)
     found = store.job("a")
     assert found is not None
     assert (found.state, found.attempt, found.failures, found.cause, found.ended_at) == (
@@ -100,6 +100,25 @@ def test_ended_jobs_are_queued_again_and_others_are_not(store: Store) -> None:
         None,
     )
     assert not found.is_accounted
+    assert (found.need, found.priority, found.ready_at) == (Need(1), 5, 9.0)
+    assert not store.queue_job_again(over, ready_at=9.0), "it waits already"
+
+
+def test_an_ended_schedule_waits_for_its_time_again(store: Store) -> None:
+    ended = job(state="stopped", cron="0 3 * * *", wants_stop=True)
+    store.add_job(ended)
+    assert store.queue_job_again(ended, ready_at=10_800.0)
+    found = store.job("a")
+    assert found is not None
+    assert (found.state, found.ready_at, found.wants_stop) == ("scheduled", 10_800.0, False)
+
+
+def test_an_attempt_of_a_job_that_ended_meanwhile_is_not_noted(store: Store) -> None:
+    first = job()
+    store.add_job(first)
+    store.change_job(first, replace(first, state="stopped"))
+    assert not store.begin_attempt(first, replace(first, state="running"), Attempt("a", 0, "t", 2.0, 10.0))
+    assert store.attempts("a") == []
 
 
 def test_what_waits_is_noted_together_and_only_while_it_waits(store: Store) -> None:
@@ -141,10 +160,12 @@ def test_the_dispatcher_sees_what_is_open_or_not_accounted(store: Store) -> None
 
 def test_folders_are_kept_while_a_job_needs_them(store: Store) -> None:
     store.add_package("p", b"\x00zip", now=1.0)
-    store.add_package("p", b"other", now=2.0)
+    store.add_package("p", b"other", now=5.0)
     store.add_package("q", b"q", now=1.0)
     assert store.package("p") == b"\x00zip"
-    store.forget_packages(before=5.0, kept=["p"])
+    store.forget_packages(before=5.0, kept=["q"])
+    assert store.package("p") == b"\x00zip", "it was just kept again"
+    store.forget_packages(before=6.0, kept=["p"])
     assert (store.package("p"), store.package("q")) == (b"\x00zip", None)
-    store.forget_packages(before=5.0, kept=[])
+    store.forget_packages(before=6.0, kept=[])
     assert store.package("p") is None

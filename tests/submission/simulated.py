@@ -36,7 +36,7 @@ def cluster(*nodes: tuple[float, float]) -> Cluster:
     return Cluster(tuple(Node(cpus, gpus, cpus, gpus) for cpus, gpus in nodes))
 
 
-class KilledError(Exception):
+class KilledError(BaseException):
     """The dispatcher's process is gone."""
 
 

@@ -11,7 +11,7 @@ import pytest
 from seatrial.config.recipe import TrainRecipe
 from seatrial.errors import UserError
 from seatrial.store import Store
-from seatrial.store.job import Job
+from seatrial.store.job import Job, Need
 from seatrial.submission import ask
 from seatrial.submission.package import pack
 
@@ -49,18 +49,18 @@ def wanted(
 
 
 def test_the_same_code_configuration_and_data_are_the_same_job(store: Store, tmp_path: Path) -> None:
-    first = ask.place(store, wanted(tmp_path), force=False, now=5.0)
+    first = ask.place(store, wanted(tmp_path), force=False)
     assert first.how == "queued"
     assert first.job.id.startswith("lora-")
-    assert ask.place(store, wanted(tmp_path), force=False, now=6.0) == ask.Placed(first.job, "attached")
+    assert ask.place(store, wanted(tmp_path), force=False) == ask.Placed(first.job, "attached")
     for part in DIGESTS:
         other = wanted(tmp_path, digests={**DIGESTS, part: "other"})
-        assert ask.place(store, other, force=False, now=7.0).how == "queued"
+        assert ask.place(store, other, force=False).how == "queued"
     env = wanted(tmp_path, wishes=ask.Wishes("default", env={"A": "1"}))
-    assert ask.place(store, env, force=False, now=7.0).how == "queued"
-    assert ask.place(store, wanted(tmp_path, package="p"), force=False, now=7.0).how == "queued"
+    assert ask.place(store, env, force=False).how == "queued"
+    assert ask.place(store, wanted(tmp_path, package="p"), force=False).how == "queued"
     wishes = ask.Wishes("other-team", priority=9, retries=4)
-    assert ask.place(store, wanted(tmp_path, wishes=wishes), force=False, now=8.0).how == "attached"
+    assert ask.place(store, wanted(tmp_path, wishes=wishes), force=False).how == "attached"
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,9 @@ def test_the_same_code_configuration_and_data_are_the_same_job(store: Store, tmp
     ],
 )
 def test_what_becomes_of_a_second_request(store: Store, tmp_path: Path, state: str, how: str) -> None:
-    first = ask.place(store, wanted(tmp_path), force=False, now=5.0).job
+    first = ask.place(store, wanted(tmp_path), force=False).job
     store.change_job(first, replace(first, state=state))  # type: ignore[arg-type]
-    again = ask.place(store, wanted(tmp_path, wishes=ask.Wishes("default", priority=7)), force=False, now=9.0)
+    again = ask.place(store, wanted(tmp_path, wishes=ask.Wishes("default", priority=7)), force=False)
     assert (again.how, again.job.id) == (how, first.id)
     if how == "queued again":
         assert (again.job.state, again.job.ray_id, again.job.priority) == ("queued", f"{first.id}-r1", 7)
@@ -84,8 +84,8 @@ def test_what_becomes_of_a_second_request(store: Store, tmp_path: Path, state: s
 def test_force_makes_another_each_time_whose_retries_do_not_start_from_nothing(
     store: Store, tmp_path: Path
 ) -> None:
-    first = ask.place(store, wanted(tmp_path), force=False, now=5.0).job
-    forced = [ask.place(store, wanted(tmp_path, force=True), force=True, now=6.0).job for _ in range(2)]
+    first = ask.place(store, wanted(tmp_path), force=False).job
+    forced = [ask.place(store, wanted(tmp_path, force=True), force=True).job for _ in range(2)]
     assert [job.id for job in forced] == [f"{first.id}-f1", f"{first.id}-f2"]
     assert forced[0].spec.entrypoint.endswith(" --force")
     assert not forced[0].spec.retry_entrypoint.endswith(" --force")
@@ -93,25 +93,70 @@ def test_force_makes_another_each_time_whose_retries_do_not_start_from_nothing(
 
 def test_many_at_once_make_one_job(store: Store, tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        placed = list(pool.map(lambda _: ask.place(store, wanted(tmp_path), force=False, now=5.0), range(16)))
+        placed = list(pool.map(lambda _: ask.place(store, wanted(tmp_path), force=False), range(16)))
     assert sum(each.how == "queued" for each in placed) == 1
     assert len(store.latest_jobs()) == 1
 
 
 def test_a_job_after_one_that_is_not_there_is_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--after: nobody: no such job"):
-        ask.place(
-            store, wanted(tmp_path, wishes=ask.Wishes("default", after=("nobody",))), force=False, now=5.0
-        )
+        ask.place(store, wanted(tmp_path, wishes=ask.Wishes("default", after=("nobody",))), force=False)
     assert store.latest_jobs() == []
 
 
 def test_a_schedule_is_another_job_than_the_work_that_it_repeats(store: Store, tmp_path: Path) -> None:
     daily = ask.Wishes("default", cron="0 3 * * *")
-    schedule = ask.place(store, wanted(tmp_path, wishes=daily), force=False, now=5.0)
+    schedule = ask.place(store, wanted(tmp_path, wishes=daily), force=False)
     assert (schedule.job.state, schedule.job.ready_at) == ("scheduled", 10_800.0)
-    assert ask.place(store, wanted(tmp_path), force=False, now=5.0).how == "queued"
-    assert ask.place(store, wanted(tmp_path, wishes=daily), force=False, now=6.0).how == "attached"
+    assert ask.place(store, wanted(tmp_path), force=False).how == "queued"
+    assert ask.place(store, wanted(tmp_path, wishes=daily), force=False).how == "attached"
+
+
+def test_a_schedule_that_was_stopped_is_one_again_whatever_its_jobs_came_to(
+    store: Store, tmp_path: Path
+) -> None:
+    daily = ask.Wishes("default", cron="0 3 * * *")
+    schedule = ask.place(store, wanted(tmp_path, wishes=daily), force=False).job
+    store.add_job(replace(schedule, id=f"{schedule.id}-19700101-0300", cron=None, state="succeeded"))
+    store.change_job(schedule, replace(schedule, state="stopped"))
+    again = ask.place(store, wanted(tmp_path, wishes=daily), force=False)
+    assert (again.how, again.job.id, again.job.state) == ("queued again", schedule.id, "scheduled")
+    assert again.job.ready_at == 10_800.0
+
+
+def command(tmp_path: Path, *, name: str = "job", team: str = "default", after=(), gpus: float = 0.0) -> Job:
+    wishes = ask.Wishes(team, after=tuple(after))
+    return ask.of_command(name, ["true"], Need(1, 1.0, gpus), wishes, folder=tmp_path, package=None, now=5.0)
+
+
+def test_a_command_that_asked_for_too_much_is_queued_again_with_what_it_asks_for_now(
+    store: Store, tmp_path: Path
+) -> None:
+    first = ask.place(store, command(tmp_path, gpus=8.0), force=False).job
+    store.change_job(first, replace(first, state="failed"))
+    assert ask.place(store, command(tmp_path, gpus=1.0), force=False).job.need == Need(1, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["", "A", "a/b", "../x", "a" * 64, "a\x1b[2J", "-a", "ä"])
+def test_a_name_that_would_not_go_into_addresses_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="--name: "):
+        command(tmp_path, name=name)
+    with pytest.raises(UserError, match="--team: ") as caught:
+        command(tmp_path, team=name)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_job_that_would_wait_for_itself_or_for_a_schedule_is_refused(store: Store, tmp_path: Path) -> None:
+    first = ask.place(store, command(tmp_path), force=False).job
+    then = replace(first, id="then", digest="then", after=(first.id,))
+    assert store.add_job(then)
+    store.change_job(first, replace(first, state="failed"))
+    for other in (first.id, "then"):
+        with pytest.raises(UserError, match=f"--after: {other}: comes after this job"):
+            ask.place(store, command(tmp_path, after=(other,)), force=False)
+    assert store.add_job(replace(then, id="nightly", state="scheduled", cron="@daily"))
+    with pytest.raises(UserError, match="--after: nightly: is a schedule"):
+        ask.place(store, command(tmp_path, after=("nightly",)), force=False)
 
 
 def test_secrets_are_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -99,3 +99,12 @@ def test_what_was_handed_to_ray_directly_is_not_told_of_the_queue() -> None:
     cause = diagnose(Finish("FAILED", 137), Next.in_ray("x-1", "r.yaml"))
     assert cause is not None
     assert cause.remedy == "it resumes from its last checkpoint: seatrial train r.yaml"
+
+
+def test_a_cause_can_be_kept_and_shown_whatever_the_job_printed() -> None:
+    lines = ("ValueError: a\x00b \x1b]0;title\x07\x1b[2Jc \ud800" + "a-" * 500_000,)
+    cause = diagnose(Finish("FAILED", 1, lines=lines), QUEUED)
+    assert cause is not None
+    assert cause.text.startswith("ValueError: ab c a-a-")
+    assert cause.text.isprintable()
+    assert len(cause.text) == LONGEST

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,9 +13,11 @@ from simulated import KilledError, World, cluster, gpus
 from seatrial.errors import ConfigError, RetryableError
 from seatrial.store import Store
 from seatrial.store.job import Need
+from seatrial.submission import ask
 from seatrial.submission.cron import Cron
 from seatrial.submission.dispatch import GRACE_S
-from seatrial.submission.rayjobs import RayJob
+from seatrial.submission.dispatcher import LOG_FOR_S
+from seatrial.submission.rayjobs import Log, RayJob
 
 LOST = RayJob("FAILED", message="Job supervisor actor died", error_type="JOB_SUPERVISOR_ACTOR_DIED")
 
@@ -81,8 +84,8 @@ def test_a_person_retries_what_has_ended_as_another_attempt(world: World) -> Non
     world.add("a")
     world.tick(61.0, times=2)
     assert world.state("a") == "failed"
-    assert world.store.queue_job_again("a", now=world.now)
-    assert not world.store.queue_job_again("a", now=world.now), "it is queued already"
+    assert world.store.queue_job_again(world.job("a"), ready_at=world.now)
+    assert not world.store.queue_job_again(world.job("a"), ready_at=world.now), "it is queued already"
     world.tick(61.0, times=2)
     assert world.state("a") == "succeeded"
     assert list(world.ray.known) == ["a", "a-r1"]
@@ -228,6 +231,134 @@ def test_a_schedule_makes_up_for_the_last_time_alone_and_leaves_out_while_one_ru
     world.tick(60.0, times=60)
     assert world.state("nightly") == "stopped"
     assert len(world.ray.known) == 1
+
+
+def test_a_stopped_schedule_can_be_asked_for_again_and_its_jobs_begin_anew(world: World) -> None:
+    world.add("nightly", cron="*/10 * * * *", state="scheduled", digest="d")
+    world.tick(60.0, times=2)
+    world.store.ask_job_stop("nightly")
+    world.tick(60.0, times=2)
+    assert world.state("nightly") == "stopped"
+    assert ask.again(world.store, world.job("nightly"), now=world.now)
+    assert (world.state("nightly"), world.job("nightly").ready_at) == ("scheduled", 1800.0)
+    world.tick(60.0, times=12)
+    first, second = world.ray.known
+    assert world.ray.commands[second] == "run nightly", "its first attempt, not a retry"
+    assert first != second
+
+
+def test_a_clock_that_was_ahead_keeps_nothing_from_its_time(world: World) -> None:
+    world.add("nightly", cron="*/10 * * * *", state="scheduled")
+    schedule = world.job("nightly")
+    world.store.change_job(schedule, replace(schedule, ready_at=9e9))
+    late = world.add("late")
+    world.store.change_job(late, replace(late, ready_at=9e9, message="retry 1 of 1 in 10 s: was lost"))
+    world.tick(60.0)
+    assert world.state("late") == "running"
+    assert world.job("nightly").ready_at == 1200.0
+
+
+def test_a_node_that_is_away_for_a_moment_fails_nothing_that_has_waited_long(world: World) -> None:
+    world.configure(unschedulable_s=300)
+    world.ray.nodes = cluster((4.0, 2.0))
+    world.ray.needs = lambda ray_id: gpus(1) if ray_id == "waits" else gpus(2)
+    world.ray.takes = lambda _: 5000.0
+    world.add("holds", need=gpus(2))
+    world.tick()
+    world.add("waits", need=gpus(1))
+    world.tick(1000.0)
+    world.ray.needs = lambda _: Need()
+    world.ray.nodes = cluster((4.0, 0.0))
+    world.tick(200.0)
+    assert world.job("waits").message.startswith("unschedulable")
+    world.ray.nodes = cluster((4.0, 2.0))
+    world.tick(200.0)
+    world.ray.nodes = cluster((4.0, 0.0))
+    world.tick(200.0)
+    assert world.state("waits") == "queued", "its time begins anew"
+    world.tick(200.0, times=2)
+    assert world.state("waits") == "failed"
+
+
+def test_one_job_whose_log_ray_cannot_give_keeps_no_other_and_is_settled_without(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add("a")
+    world.tick(61.0)
+
+    def away(ray_id: str) -> Log:
+        raise RetryableError("ray: the node with the log is gone")
+
+    monkeypatch.setattr(world.ray, "log", away)
+    world.add("b")
+    with pytest.raises(RetryableError, match="the node with the log is gone"):
+        world.tick(0.0)
+    assert (world.state("a"), world.state("b")) == ("running", "running")
+    world.now += LOG_FOR_S
+    with pytest.raises(RetryableError):
+        world.tick()
+    assert world.state("a") == "succeeded"
+
+
+def test_ray_that_takes_no_job_now_is_asked_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    take = world.ray.submit
+
+    def refuse(*_arguments: Any) -> None:
+        raise RetryableError("ray: takes no job now: no agent yet")
+
+    monkeypatch.setattr(world.ray, "submit", refuse)
+    world.add("a")
+    with pytest.raises(RetryableError):
+        world.tick()
+    assert (world.state("a"), world.job("a").message) == (
+        "queued",
+        "the queue: ray: takes no job now: no agent yet",
+    )
+    monkeypatch.setattr(world.ray, "submit", take)
+    world.tick()
+    assert (world.state("a"), world.job("a").message) == ("running", "")
+
+
+def test_what_is_handed_over_after_another_dispatcher_stopped_it_is_ended_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = world.ray.submit
+
+    def slowly(*arguments: Any) -> None:
+        """The lease is lost meanwhile, and the new leader does what a person asks."""
+        world.store.ask_job_stop("a")
+        queued = world.job("a")
+        world.store.change_job(queued, replace(queued, state="stopped", is_accounted=True))
+        take(*arguments)
+
+    monkeypatch.setattr(world.ray, "submit", slowly)
+    world.add("a")
+    world.tick()
+    assert (world.state("a"), world.store.attempts("a")) == ("stopped", [])
+    assert list(world.ray.stopped) == ["a"]
+
+
+def test_an_attempt_that_comes_back_after_it_was_given_up_is_ended(world: World) -> None:
+    world.ray.takes = lambda _: 1000.0
+    world.ray.nodes = cluster((4.0, 0.0))
+    world.add("a")
+    world.tick()
+    hidden = dict(world.ray.known)
+    world.ray.known.clear()
+    world.tick(GRACE_S + 1, times=3)
+    assert list(world.ray.known) == ["a-r1"]
+    world.ray.known |= hidden
+    world.tick(times=2)
+    assert list(world.ray.stopped) == ["a"]
+    assert (world.state("a"), world.job("a").attempt) == ("running", 1)
+
+
+def test_somebody_elses_jobs_on_the_cluster_are_left_alone(world: World) -> None:
+    world.ray.known |= {"raysubmit_1": world.now, "a-r7": world.now}
+    world.ray.nodes = cluster((9.0, 0.0))
+    world.add("b")
+    world.tick(times=3)
+    assert world.ray.stopped == {}
 
 
 def armed(thing: Any, names: tuple[str, ...], countdown: list[int], *, after: bool) -> Callable[[], None]:

@@ -17,12 +17,13 @@ from seatrial.cli.output import is_terminal, pairs, say, table
 from seatrial.cli.progress import PlainFollower
 from seatrial.cli.where import addresses
 from seatrial.config.jobs import JobsConfig, read_jobs_config
-from seatrial.errors import UserError
-from seatrial.monitoring.logs import COLOUR
+from seatrial.errors import RetryableError, UserError
+from seatrial.monitoring.logs import plain
 from seatrial.store.job import ENDED, Attempt, Job, Need, ray_id
 from seatrial.submission import ask, controller, watch
 from seatrial.submission.accounting import gpu_hours
 from seatrial.submission.events import parse
+from seatrial.submission.follow import broken
 from seatrial.submission.order import shown
 from seatrial.submission.package import pack
 from seatrial.submission.plan import duration
@@ -99,6 +100,8 @@ def logs(
     found = addresses()
     with queueing.opened(found) as store:
         seen = watch.find(store, job)
+        if seen.cron is not None:
+            raise UserError(f"JOB: {seen.id}: is a schedule, which says nothing: give one of its jobs")
         if follow and seen.state not in ENDED and attempt is None:
             queueing.conclude(queueing.follow_to_end(store, found, seen.id))
             return
@@ -148,12 +151,13 @@ def retry(
         seen = watch.find(store, job)
         if seen.state == "succeeded":
             raise UserError(f"JOB: {seen.id}: has succeeded: `seatrial train RECIPE --force` submits another")
-        if seen.state in ENDED and time_limit is not None:
-            store.change_job(seen, replace(seen, time_limit_s=3600 * time_limit))
-        if not store.queue_job_again(seen.id, now=time.time()):
+        limit_s = seen.time_limit_s if time_limit is None else 3600 * time_limit
+        if not ask.again(store, replace(seen, time_limit_s=limit_s), now=time.time()):
             raise UserError(f"JOB: {seen.id}: is {seen.state}: `seatrial jobs logs -f {seen.id}` follows it")
         again = watch.read(store, seen.id)
-        say(f"queued     {again.id} again, as attempt {again.ray_id}")
+        queueing.tell_again(again)
+        if again.cron is not None:
+            return
         if detach:
             say(f"follow     seatrial jobs logs -f {again.id}")
             return
@@ -167,8 +171,8 @@ def submit(
     ],
     name: Annotated[str, typer.Option(help="Begins the job's id.")] = "job",
     workers: Annotated[int, typer.Option(min=1, help="Processes that it starts, for its need of room.")] = 1,
-    cpus: Annotated[float, typer.Option(min=0, help="Logical CPUs of each.")] = 1.0,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each.")] = 0.0,
+    cpus: Annotated[float, typer.Option(min=0, callback=queueing.finite, help="Logical CPUs of each.")] = 1.0,
+    gpus: Annotated[float, typer.Option(min=0, callback=queueing.finite, help="GPUs of each.")] = 0.0,
     force: Annotated[bool, typer.Option("--force", help="Submit another one of the same.")] = False,
     detach: queueing.DetachOption = False,
     team: queueing.TeamOption = None,
@@ -202,11 +206,15 @@ def submit(
 
 
 def _print_log(attempt: str) -> None:
-    text = connect(addresses()).get_job_logs(attempt)
-    plain = PlainFollower()
-    for line in str(text).splitlines():
+    client, follower = connect(addresses()), PlainFollower()
+    try:
+        text = str(client.get_job_logs(attempt))
+    except broken() as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise RetryableError(f"{attempt}: Ray has no log of it, or does not answer ({why})") from error
+    for line in text.split("\n"):
         said = parse(line)
-        plain.hear(redact(COLOUR.sub("", said)) if isinstance(said, str) else said)
+        follower.hear(redact(plain(said)) if isinstance(said, str) else said)
 
 
 def _show_table(rows: Sequence[tuple[str, ...]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -24,6 +25,14 @@ from seatrial.submission.submit import connect
 
 DETACHED = 130
 
+
+def finite(value: float | None) -> float | None:
+    """A number that is one: the comparisons of a queue have no place for others."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value}: give a finite number")
+    return value
+
+
 TeamOption = Annotated[
     str | None,
     typer.Option(help=f"Team whose quota and share count; otherwise {TEAM_VARIABLE}.", show_default=False),
@@ -37,10 +46,13 @@ AfterOption = Annotated[
 ]
 RetriesOption = Annotated[
     int,
-    typer.Option(min=0, help="Times that it is tried again when its driver, its node or a part was lost."),
+    typer.Option(
+        min=0, max=1000, help="Times that it is tried again when its driver, its node or a part was lost."
+    ),
 ]
 TimeLimitOption = Annotated[
-    float | None, typer.Option(min=0.001, help="Hours after which it is stopped.", show_default=False)
+    float | None,
+    typer.Option(min=0.001, callback=finite, help="Hours after which it is stopped.", show_default=False),
 ]
 CronOption = Annotated[
     str | None,
@@ -96,9 +108,12 @@ def send(found: Addresses, wanted: Job, package: Package | None, *, force: bool,
     with opened(found) as store:
         if package is not None:
             store.add_package(package.digest, package.body, now=now)
-        placed = place(store, wanted, force=force, now=now)
+        placed = place(store, wanted, force=force)
         tell_placed(placed)
-        if detach or placed.job.cron is not None:
+        if placed.job.cron is not None:
+            say(f"show       seatrial jobs show {placed.job.id}")
+            return
+        if detach:
             say(f"follow     seatrial jobs logs -f {placed.job.id}")
             return
         conclude(follow_to_end(store, found, placed.job.id))
@@ -112,11 +127,19 @@ def tell_placed(placed: Placed) -> None:
     elif placed.how == "queued":
         say(f"queued     {job.id}")
     elif placed.how == "queued again":
-        say(f"queued     {job.id} again, as attempt {job.ray_id}")
+        tell_again(job)
     elif placed.how == "attached":
         say(f"attached   {job.id}: the same work is {job.state} already (--force submits another)")
     else:
         say(f"finished   {job.id}: the same work has succeeded before (--force submits another)")
+
+
+def tell_again(job: Job) -> None:
+    """Say that an ended job is queued once more."""
+    if job.cron is not None:
+        say(f"scheduled  {job.id} again  next {moment(job.ready_at)}")
+    else:
+        say(f"queued     {job.id} again, as attempt {job.ray_id}")
 
 
 def moment(at: float) -> str:

@@ -19,7 +19,14 @@ EXCEPTION = re.compile(
     r"^(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning)(?:\(\w+\))?(?::\s|$)"
 )
 ERROR_LEVEL = re.compile(r"\b(?:ERROR|CRITICAL|FATAL)\b|^E\d{4}\s|\s[EF]\s+\d+\s|^error:|^Error:|^seatrial: ")
-COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+# What a terminal obeys (ECMA-48): CSI, then OSC and other strings with their ends, then what else ESC begins.
+ESCAPE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"
+    r"|\x1b[ -/]*[0-~]?"
+)
+# Controls but the tab, and halves of pairs, which no encoding takes.
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class JsonFormatter(logging.Formatter):
@@ -57,6 +64,15 @@ def configure(part: str) -> logging.Logger:
     return logger
 
 
+def plain(line: str) -> str:
+    """The line without what a terminal would obey, so that a log says what it says and does nothing.
+
+    Of a line that was written over with carriage returns, the last is left.
+    """
+    shown = ESCAPE.sub("", line).rstrip("\r").rpartition("\r")[2]
+    return UNPRINTABLE.sub("", shown)
+
+
 def tail(path: Path, lines: int = 40) -> list[str]:
     """The last lines of a log file without colours; empty when there is none."""
     try:
@@ -66,7 +82,7 @@ def tail(path: Path, lines: int = 40) -> list[str]:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return []
-    return [COLOUR.sub("", line).rstrip() for line in text.splitlines()][-lines:]
+    return [plain(line).rstrip() for line in text.splitlines()][-lines:]
 
 
 def cause(lines: Sequence[str]) -> str | None:
@@ -86,7 +102,7 @@ def complaint(lines: Sequence[str]) -> str | None:
 
 
 def _said(lines: Sequence[str]) -> list[str]:
-    said = [COLOUR.sub("", line).strip() for line in lines]
+    said = [plain(line).strip() for line in lines]
     return [line for line in said if line and not line.startswith("::seatrial:: ")]
 
 

@@ -36,15 +36,15 @@ class JobStore:
         with writing(self.engine) as connection:
             return jobs.ask_stop(connection, job_id)
 
-    def queue_job_again(self, job_id: str, *, now: float) -> bool:
-        """Queue an ended job as its next attempt; whether it had ended."""
+    def queue_job_again(self, wanted: Job, *, ready_at: float) -> bool:
+        """Queue an ended job as its next attempt, with the wishes of ``wanted``; whether it had ended."""
         with writing(self.engine) as connection:
-            return jobs.again(connection, job_id, now=now)
+            return jobs.again(connection, wanted, ready_at=ready_at)
 
-    def begin_attempt(self, before: Job, after: Job, attempt: Attempt) -> None:
-        """Note that the attempt runs."""
+    def begin_attempt(self, before: Job, after: Job, attempt: Attempt) -> bool:
+        """Note that the attempt runs; whether it is the job's, which may have ended meanwhile."""
         with writing(self.engine) as connection:
-            jobs.begin(connection, before, after, attempt)
+            return jobs.begin(connection, before, after, attempt)
 
     def settle_attempt(self, before: Job, after: Job, attempt: Attempt) -> None:
         """Note how the attempt ended and what becomes of the job, in one transaction."""
@@ -92,7 +92,7 @@ class JobStore:
             return jobs.attempts_since(connection, since)
 
     def add_package(self, digest: str, body: bytes, *, now: float) -> None:
-        """Keep a folder, as a zip file, until its job has run."""
+        """Keep a folder, as a zip file, until its job has run; kept again it is as new as ``now``."""
         with writing(self.engine) as connection:
             jobs.add_package(connection, digest, body, now=now)
 

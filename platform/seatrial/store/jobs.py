@@ -16,6 +16,8 @@ from seatrial.store.writer import insert_new
 TEXTS = ("spec", "need", "after", "cause", "result")
 # A person sets these while the dispatcher decides.
 OTHERS = ("id", "wants_stop", "submitted_at")
+# And these when they ask for the same work again.
+WISHES = ("spec", "need", "team", "priority", "after", "retries", "time_limit_s")
 
 
 def add(connection: Connection, job: Job) -> bool:
@@ -49,15 +51,18 @@ def ask_stop(connection: Connection, job_id: str) -> bool:
     return connection.execute(update(jobs).where(*is_going).values(wants_stop=True)).rowcount > 0
 
 
-def again(connection: Connection, job_id: str, *, now: float) -> bool:
-    """Queue an ended job as its next attempt; whether it had ended."""
-    is_over = (jobs.c.id == job_id, jobs.c.state.in_(ENDED))
+def again(connection: Connection, wanted: Job, *, ready_at: float) -> bool:
+    """Queue an ended job as its next attempt, or a schedule again, with the wishes of ``wanted``; whether it
+    had ended."""
+    is_over = (jobs.c.id == wanted.id, jobs.c.state.in_(ENDED))
+    row = _row(wanted)
     values = {
-        "state": "queued",
+        **{name: row[name] for name in WISHES},
+        "state": "queued" if wanted.cron is None else "scheduled",
         "message": "",
         "attempt": jobs.c.attempt + 1,
         "failures": 0,
-        "ready_at": now,
+        "ready_at": ready_at,
         "wants_stop": False,
         "is_accounted": False,
         "ended_at": None,
@@ -109,10 +114,14 @@ def states(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
     return {row.id: row.state for row in connection.execute(statement)}
 
 
-def begin(connection: Connection, before: Job, after: Job, attempt: Attempt) -> None:
-    """Note that the attempt runs; noting it again changes nothing."""
-    insert_new(connection, job_attempts, asdict(attempt))
-    change(connection, before, after)
+def begin(connection: Connection, before: Job, after: Job, attempt: Attempt) -> bool:
+    """Note that the attempt runs; noting it again changes nothing. Whether the job's attempt it is: not when
+    the job has ended, or gone on to another one, meanwhile."""
+    if change(connection, before, after):
+        insert_new(connection, job_attempts, asdict(attempt))
+        return True
+    found = read(connection, before.id)
+    return found is not None and (found.state, found.attempt) == ("running", attempt.number)
 
 
 def settle(connection: Connection, before: Job, after: Job, attempt: Attempt) -> None:
@@ -135,8 +144,9 @@ def attempts_since(connection: Connection, since: float) -> list[Attempt]:
 
 
 def add_package(connection: Connection, digest: str, body: bytes, *, now: float) -> None:
-    """Keep a folder that travels; one that is there stays as it is."""
-    insert_new(connection, job_packages, {"digest": digest, "body": body, "at": now})
+    """Keep a folder that travels; one that is there stays as it is, and is as new as this."""
+    if not insert_new(connection, job_packages, {"digest": digest, "body": body, "at": now}):
+        connection.execute(update(job_packages).where(job_packages.c.digest == digest).values(at=now))
 
 
 def package(connection: Connection, digest: str) -> bytes | None:

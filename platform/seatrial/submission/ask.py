@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from seatrial.submission.cron import Cron
 from seatrial.submission.submit import entrypoint_of
 
 DIGITS = 10
+NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -103,28 +105,28 @@ def of_command(
     return _job(name, [entrypoint, package, dict(wishes.env)], spec, need, wishes, now)
 
 
-def place(store: Store, wanted: Job, *, force: bool, now: float) -> Placed:
+def place(store: Store, wanted: Job, *, force: bool) -> Placed:
     """Queue the job, unless one with the same digest is queued, runs or has succeeded.
 
     One that failed or was stopped is queued again, as its next attempt and with the new wishes. ``force``
     queues another one whatever there is.
 
     Raises:
-        UserError: it comes after a job that is not there.
+        UserError: it comes after a job that is not there, a schedule, or itself.
     """
-    missing = sorted(set(wanted.after) - set(store.job_states(wanted.after)))
-    if missing:
-        raise UserError(f"--after: {missing[0]}: no such job: see `seatrial jobs list`")
+    _require_before(store, wanted.after)
     while True:
-        same = store.jobs_of_digest(wanted.digest)
+        # The jobs of a schedule's times do the schedule's work, and are none.
+        is_schedule = wanted.cron is not None
+        same = [job for job in store.jobs_of_digest(wanted.digest) if (job.cron is not None) == is_schedule]
         if same and not force:
-            return _join(store, same, wanted, now)
+            return _join(store, same, wanted)
         job = replace(wanted, id=f"{wanted.id}-f{len(same)}") if same else wanted
         if store.add_job(job):
             return Placed(job, "queued")
 
 
-def _join(store: Store, same: Sequence[Job], wanted: Job, now: float) -> Placed:
+def _join(store: Store, same: Sequence[Job], wanted: Job) -> Placed:
     going = [job for job in same if job.state not in ENDED]
     if going:
         return Placed(going[0], "attached")
@@ -132,21 +134,43 @@ def _join(store: Store, same: Sequence[Job], wanted: Job, now: float) -> Placed:
     if done:
         return Placed(done[0], "finished before")
     last = same[0]
-    renewed = replace(
-        last,
-        spec=wanted.spec,
-        team=wanted.team,
-        priority=wanted.priority,
-        after=wanted.after,
-        retries=wanted.retries,
-        time_limit_s=wanted.time_limit_s,
-    )
-    store.change_job(last, renewed)
-    store.queue_job_again(last.id, now=now)
-    return Placed(store.job(last.id) or renewed, "queued again")
+    _require_no_circle(store, last.id, wanted.after)
+    store.queue_job_again(replace(wanted, id=last.id), ready_at=wanted.ready_at)
+    return Placed(store.job(last.id) or last, "queued again")
+
+
+def again(store: Store, job: Job, *, now: float) -> bool:
+    """Queue an ended job once more as ``job`` says, or a schedule for its next time; whether it had ended."""
+    ready_at = now if job.cron is None else Cron.parse(job.cron).after(now)
+    return store.queue_job_again(job, ready_at=ready_at)
+
+
+def _require_before(store: Store, after: Sequence[str]) -> None:
+    states = store.job_states(after)
+    for other in after:
+        if other not in states:
+            raise UserError(f"--after: {other}: no such job: see `seatrial jobs list`")
+        if states[other] == "scheduled":
+            raise UserError(f"--after: {other}: is a schedule, which never ends: give one of its jobs")
+
+
+def _require_no_circle(store: Store, job_id: str, after: Sequence[str]) -> None:
+    """A job that is queued again may be one that others wait for."""
+    left, seen = list(after), set[str]()
+    while left:
+        other = left.pop()
+        if other == job_id:
+            raise UserError(f"--after: {after[0]}: comes after this job, {job_id}: leave it out")
+        found = None if other in seen else store.job(other)
+        seen.add(other)
+        if found is not None and found.state == "queued":
+            left += found.after
 
 
 def _job(name: str, work: object, spec: Spec, need: Need, wishes: Wishes, now: float) -> Job:
+    for option, given in (("--name", name), ("--team", wishes.team)):
+        if not NAME.fullmatch(given):  # they end up in URLs, file names and database keys
+            raise UserError(f"{option}: {given[:80]!r}: give up to 63 of a-z, 0-9 and -, not - at an end")
     first = now
     if wishes.cron is not None:
         first = Cron.parse(wishes.cron).after(now)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from seatrial.errors import RetryableError, UserError
-from seatrial.monitoring.logs import COLOUR, cause
+from seatrial.monitoring.logs import cause, plain
 from seatrial.store.job import Cause, Job
 from seatrial.submission.screening import redact
 
@@ -15,6 +15,7 @@ GATE_FAILED = 3
 KILLED = 128 + 9  # as a shell reports SIGKILL
 TERMINATED = 128 + 15
 LONGEST = 400
+MOST_CHARS = 4000  # of a text that is searched for what to say and to hide
 # `(RayTrainWorker pid=…)` repetitions and Ray's notes about itself explain no failure.
 RAY_CHATTER = re.compile(r"^\(\w[\w() ]*pid=|INFO (?:worker|job_manager|sdk|cli)\.py")
 OUT_OF_MEMORY = re.compile(
@@ -79,8 +80,8 @@ def diagnose(finish: Finish, following: Next) -> Cause | None:
 
 
 def made(kind: str, text: str, following: Next) -> Cause:
-    """The cause of this kind with its remedy; secrets in the text are hidden."""
-    line = redact(" ".join(text.split()))[:LONGEST]
+    """The cause of this kind with its remedy; secrets in the text are hidden, controls left out."""
+    line = redact(" ".join(plain(text[:MOST_CHARS].replace("\n", " ")).split()))[:LONGEST]
     return Cause(kind, line, _remedy(kind, following), kind in RETRYABLE)
 
 
@@ -92,7 +93,7 @@ def _kind_and_text(finish: Finish) -> tuple[str, str]:
         return "stopped", "was stopped"
     if finish.status == "LOST":
         return "lost_node", "Ray does not know the attempt any more: the cluster started again"
-    said = [COLOUR.sub("", line).strip() for line in finish.lines]
+    said = [plain(line[:MOST_CHARS]).strip() for line in finish.lines]
     own = [line for line in said if not RAY_CHATTER.search(line)]
     if finish.exit_code is None:
         message = " ".join(finish.message.split())

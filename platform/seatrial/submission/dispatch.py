@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from seatrial.config.jobs import JobsConfig
-from seatrial.store.job import Attempt, Cause, Job
+from seatrial.store.job import ENDED, Attempt, Cause, Job
 from seatrial.submission.causes import Finish, Next, diagnose, made
 from seatrial.submission.cron import Cron
 from seatrial.submission.order import Cluster, needs, next_jobs
@@ -17,6 +18,8 @@ LONGEST_BACKOFF_S = 600.0
 ACCOUNT_FOR_S = 3600.0
 GRACE_S = 15.0
 """Seconds in which Ray may not list an attempt yet that it has taken."""
+RAY_ID = re.compile(r"(.+?)(?:-r(\d+))?")
+"""An attempt's id: its job's, and its number unless it is the first."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,13 @@ class View:
     attempts: Sequence[Attempt]
     """Those that run, and those that ended in the quota's window."""
     states: Mapping[str, str]
-    """State of every job that another one of ``jobs`` comes after."""
+    """State of every job that another one of ``jobs`` comes after, or that Ray runs an attempt of."""
     ray: Mapping[str, RayJob]
     cluster: Cluster
     config: JobsConfig
     now: float
+    hopeless: Mapping[str, float] = field(default_factory=dict)
+    """Job id → since when the cluster has been seen too small for it."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,16 @@ class Settle:
 
 @dataclass(frozen=True)
 class StopAttempt:
-    """Ask Ray to end the attempt."""
+    """Ask Ray to end an attempt."""
 
-    job: Job
+    ray_id: str
+
+
+@dataclass(frozen=True)
+class Remember:
+    """Since when the cluster has been too small for jobs, by their ids."""
+
+    hopeless: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -99,12 +111,12 @@ class Account:
     job: Job
 
 
-Action = Start | Adopt | Settle | StopAttempt | Change | Note | Fire | Account
+Action = Start | Adopt | Settle | StopAttempt | Remember | Change | Note | Fire | Account
 
 
 def decide(view: View) -> list[Action]:
     """What is to be done, in this order. Decided again after any part of it was done, the rest is left."""
-    actions: list[Action] = []
+    actions: list[Action] = [StopAttempt(each) for each in _strays(view)]
     running: list[Job] = []
     waiting: list[Job] = []
     notes: list[Job] = []
@@ -132,6 +144,29 @@ def decide(view: View) -> list[Action]:
     known = {job.id: job for job in view.jobs}
     changed = tuple(job for job in notes + kept if job != known[job.id])
     return [*actions, *starts, *([Note(changed)] if changed else [])]
+
+
+def owners(ray: Mapping[str, RayJob]) -> dict[str, tuple[str, int]]:
+    """What Ray runs: submission id → the job whose attempt it would be, and its number."""
+    found = {}
+    for each, seen in ray.items():
+        match = None if seen.has_ended else RAY_ID.fullmatch(each)
+        if match is not None:
+            found[each] = (match[1], int(match[2] or 0))
+    return found
+
+
+def _strays(view: View) -> list[str]:
+    """Attempts that run though their job has ended or gone on: handed over by one who then lost the lease, or
+    thought lost and found again."""
+    known = {job.id: job for job in view.jobs}
+    strays = []
+    for each, (job_id, number) in owners(view.ray).items():
+        job = known.get(job_id)
+        state = view.states.get(job_id) if job is None else job.state
+        if state in ENDED or (job is not None and number < job.attempt):
+            strays.append(each)
+    return strays
 
 
 def _account(job: Job, now: float) -> Action:
@@ -168,7 +203,7 @@ def settled(
 
 def backoff_s(failures: int, config: JobsConfig) -> float:
     """Seconds before the retry that follows the failure of this number, from 1."""
-    return float(min(config.backoff_s * 2 ** (failures - 1), LONGEST_BACKOFF_S))
+    return float(min(config.backoff_s * 2 ** min(failures - 1, 20), LONGEST_BACKOFF_S))
 
 
 def _queued_again(job: Job, cause: Cause, config: JobsConfig, now: float) -> Job:
@@ -211,7 +246,7 @@ def _tend(job: Job, view: View) -> list[Action]:
     if seen.has_ended:
         return [Settle(job, attempt, seen)]
     is_over_time = bool(job.time_limit_s) and view.now - attempt.started_at >= (job.time_limit_s or 0.0)
-    return [StopAttempt(job)] if job.wants_stop or is_over_time else []
+    return [StopAttempt(job.ray_id)] if job.wants_stop or is_over_time else []
 
 
 def _before_start(job: Job, view: View) -> Action | None:
@@ -244,7 +279,8 @@ def _early(job: Job, view: View) -> str | None:
     for other in job.after:
         if view.states[other] != "succeeded":
             return f"after {other} ({view.states[other]})"
-    if job.ready_at > view.now:
+    # Further off than any pause: the clock was ahead when it was set.
+    if view.now < job.ready_at <= view.now + LONGEST_BACKOFF_S:
         return job.message or "its time"
     return None
 
@@ -258,10 +294,12 @@ def _starts(waiting: Sequence[Job], running: Sequence[Job], view: View) -> tuple
         actions.append(Start(job, need.workers * need.gpus))
     by_id = {job.id: job for job in waiting}
     notes: list[Job] = []
+    hopeless = {each: min(view.hopeless.get(each, view.now), view.now) for each in order.impossible}
+    if hopeless != view.hopeless:
+        actions.append(Remember(hopeless))
     for job_id, why in order.waits.items():
         job = by_id[job_id]
-        is_hopeless = job_id in order.impossible
-        if is_hopeless and view.now - max(job.submitted_at, job.ready_at) >= view.config.unschedulable_s:
+        if job_id in hopeless and view.now - hopeless[job_id] >= view.config.unschedulable_s:
             cause = made("unschedulable", why.removeprefix("unschedulable: "), Next.in_queue(job))
             actions.append(Change(job, _over(job, "failed", cause, None, view.now)))
             continue
@@ -274,9 +312,13 @@ def _schedule(job: Job, view: View) -> list[Action]:
     """A schedule: fire for the latest time that has come, once, and wait for the next."""
     if job.wants_stop:
         return [Change(job, replace(_over(job, "stopped", None, None, view.now), is_accounted=True))]
-    if job.cron is None or job.ready_at > view.now:
+    if job.cron is None:
         return []
     cron = Cron.parse(job.cron)
+    if job.ready_at > view.now:
+        first = cron.after(view.now)
+        # Later than the next time: the clock was ahead when it was set.
+        return [Change(job, replace(job, ready_at=first))] if job.ready_at > first else []
     at = cron.latest(view.now)
     after = replace(job, ready_at=cron.after(view.now), message="")
     going = (each for each in view.jobs if each.state in ("queued", "running"))
@@ -297,6 +339,7 @@ def _of_schedule(job: Job, at: float, now: float) -> Job:
         message="",
         submitted_at=now,
         ready_at=now,
+        attempt=0,
         result={},
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatchmethod
 from pathlib import Path
@@ -29,11 +29,13 @@ from seatrial.submission.dispatch import (
     Change,
     Fire,
     Note,
+    Remember,
     Settle,
     Start,
     StopAttempt,
     View,
     decide,
+    owners,
     settled,
 )
 from seatrial.submission.order import DAY_S, Cluster
@@ -46,6 +48,10 @@ IDLE_S = 1.0
 REST_S = 30.0
 TIDY_EVERY_S = 600.0
 KEEP_PACKAGES_S = 7 * DAY_S
+MOST_TROUBLES = 3
+"""Actions that fail before a pass is given up: each may have waited for Ray."""
+LOG_FOR_S = 120.0
+"""Seconds after its end in which an attempt's log is waited for."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ class Dispatcher:
         self._account_at = 0.0
         self._tidied_at = 0.0
         self._is_migrated = False
+        self._hopeless: Mapping[str, float] = {}
 
     @classmethod
     def of(cls, addresses: Addresses, *, leads: Callable[[], bool]) -> Dispatcher:
@@ -113,21 +120,40 @@ class Dispatcher:
         except SeatrialError as error:
             self._tell(jobs, error)
             raise
-        for action in decide(view):
-            if not self._leads():
-                return False
-            self._act(action, config)
+        if not self._carry_out(decide(view), config):
+            return False
         self._tidy(jobs)
         return any(job.state in ("queued", "running") for job in jobs)
+
+    def _carry_out(self, actions: Sequence[Action], config: JobsConfig) -> bool:
+        """Act in order; one that fails keeps no other from being done. Whether this dispatcher still leads.
+
+        Raises:
+            Exception: what the first one that failed did.
+        """
+        troubles: list[Exception] = []
+        for action in actions:
+            if not self._leads():
+                return False
+            try:
+                self._act(action, config)
+            except Exception as error:  # raised when the others are done
+                troubles.append(error)
+                if len(troubles) >= MOST_TROUBLES:
+                    break
+        if troubles:
+            raise troubles[0]
+        return True
 
     def _look(self, jobs: list[Job], config: JobsConfig) -> View:
         now = self._clock()
         attempts = self._store.attempts_since(now - config.window_days * DAY_S)
-        states = self._store.job_states(sorted({other for job in jobs for other in job.after}))
         is_idle = not any(job.state in ("queued", "running") for job in jobs)
         ray = {} if is_idle else self._ray.jobs()
         cluster = Cluster(()) if is_idle else self._ray.cluster()
-        return View(jobs, attempts, states, ray, cluster, config, now)
+        others = {other for job in jobs for other in job.after} | {each for each, _ in owners(ray).values()}
+        states = self._store.job_states(sorted(others))
+        return View(jobs, attempts, states, ray, cluster, config, now, self._hopeless)
 
     @singledispatchmethod
     def _act(self, action: Action, config: JobsConfig) -> None:
@@ -148,13 +174,16 @@ class Dispatcher:
         try:
             command = spec.retry_entrypoint if job.attempt else spec.entrypoint
             self._ray.submit(job.ray_id, command, runtime_env, spec.metadata)
-        except RetryableError:
+        except RetryableError as error:
+            self._tell([job], error)
             raise
         except SeatrialError as error:
             self._refuse(job, str(error))
             return
-        self._begin(job, action.gpus, self._clock())
-        log.info("%s: started", job.ray_id)
+        if self._begin(job, action.gpus, self._clock()):
+            log.info("%s: started", job.ray_id)
+        else:  # it ended meanwhile, by another dispatcher's hand
+            self._ray.stop(job.ray_id)
 
     @_act.register
     def _(self, action: Adopt, config: JobsConfig) -> None:
@@ -164,7 +193,7 @@ class Dispatcher:
     @_act.register
     def _(self, action: Settle, config: JobsConfig) -> None:
         job, seen = action.job, action.seen
-        said = Log() if seen.status == "LOST" else self._ray.log(job.ray_id)
+        said = Log() if seen.status == "LOST" else self._log(job.ray_id, seen.ended_at)
         finish = Finish(seen.status, seen.exit_code, seen.message, seen.error_type, said.lines)
         job = replace(job, result={**job.result, **said.result})
         after, attempt = settled(
@@ -175,7 +204,11 @@ class Dispatcher:
 
     @_act.register
     def _(self, action: StopAttempt, config: JobsConfig) -> None:
-        self._ray.stop(action.job.ray_id)
+        self._ray.stop(action.ray_id)
+
+    @_act.register
+    def _(self, action: Remember, config: JobsConfig) -> None:
+        self._hopeless = action.hopeless
 
     @_act.register
     def _(self, action: Change, config: JobsConfig) -> None:
@@ -199,16 +232,28 @@ class Dispatcher:
         hours = accounting.gpu_hours(self._store.attempts(job.id), now)
         try:
             accounting.write(job.result["run_id"], hours, config, uri=self._places.mlflow_uri)
-        except SeatrialError as error:  # MLflow keeps no job from running
+        except RetryableError as error:  # MLflow keeps no job from running
             self._account_at = now + REST_S
             self._complain(error)
             return
+        except SeatrialError as error:  # such as a run that is gone: later is no better
+            self._complain(error)
         self._store.change_job(job, replace(job, is_accounted=True))
 
-    def _begin(self, job: Job, gpus: float, at: float) -> None:
+    def _log(self, ray_id: str, ended_at: float | None) -> Log:
+        """The end of an attempt's log; nothing when Ray has not given it for long, as with its node gone."""
+        try:
+            return self._ray.log(ray_id)
+        except RetryableError:
+            if ended_at is None or self._clock() - ended_at < LOG_FOR_S:
+                raise
+            return Log()
+
+    def _begin(self, job: Job, gpus: float, at: float) -> bool:
+        """Note that the attempt runs; whether it is still the job's."""
         attempt = Attempt(job.id, job.attempt, job.team, gpus, at)
         after = replace(job, state="running", message="", passed_at=None, cause=None)
-        self._store.begin_attempt(job, after, attempt)
+        return self._store.begin_attempt(job, after, attempt)
 
     def _refuse(self, job: Job, why: str) -> None:
         """Ray will not take it, now or later."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+
+from seatrial.monitoring.logs import plain
 
 PREFIX = "::seatrial:: "
 
@@ -17,14 +20,19 @@ class Event:
     fields: Mapping[str, object] = field(default_factory=dict)
 
     def number(self, name: str) -> float | None:
-        """A numeric field, None when it is not there."""
+        """A numeric field, None when it is not there or not finite."""
         value = self.fields.get(name)
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return None
+        try:
+            return float(value) if math.isfinite(value) else None
+        except OverflowError:  # an integer of hundreds of digits
+            return None
 
     def text(self, name: str) -> str:
-        """A field as text, empty when it is not there."""
+        """A field as text that a terminal can show, empty when it is not there."""
         value = self.fields.get(name)
-        return "" if value is None else str(value)
+        return "" if value is None else plain(str(value))
 
 
 def parse(line: str) -> Event | str:
@@ -34,9 +42,12 @@ def parse(line: str) -> Event | str:
         return line
     try:
         values = json.loads(payload)
-        return Event(str(values.pop("event")), values)
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, RecursionError):
         return line
+    if not isinstance(values, dict) or not isinstance(values.get("event"), str):
+        return line
+    name = values.pop("event")
+    return Event(name, values)
 
 
 class Lines:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from seatrial.errors import RetryableError, SeatrialError
-from seatrial.monitoring.logs import COLOUR
+from seatrial.monitoring.logs import plain
 from seatrial.store.job import Cause
 from seatrial.submission.causes import Finish, Next, diagnose
 from seatrial.submission.events import Event, Lines, parse
@@ -65,8 +65,8 @@ def follow(
     def take(line: str) -> None:
         found = parse(line)
         if isinstance(found, str):
-            found = redact(found)
-            kept.append(COLOUR.sub("", found))
+            found = redact(plain(found))
+            kept.append(found)
         hear(found)
 
     asyncio.run(_read(client, submission_id, take))

@@ -12,14 +12,18 @@ import httpx
 from seatrial.config.addresses import Addresses
 from seatrial.errors import RetryableError, SeatrialError
 from seatrial.monitoring.bearer import ray_token
-from seatrial.monitoring.logs import COLOUR
+from seatrial.monitoring.logs import plain
 from seatrial.submission.events import Event, parse
 from seatrial.submission.order import Cluster, Node
 
 TIMEOUT_S = 30.0
 KEPT_LINES = 200
+LINE_CHARS = 4000
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 TAKEN = "already exists"
+# The dashboard hands jobs to its agent, and answers 500 whatever that answers. The agent's 400 is about the
+# job, anything else (no agent yet, the GCS away) is not.
+REFUSED = "Request failed with status code 400"
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,11 @@ class RayJobs:
             "metadata": dict(metadata),
         }
         answer = self._send("POST", "/api/jobs/", json=body)
-        if answer.status_code >= 400 and TAKEN not in answer.text:
+        if answer.status_code < 400 or TAKEN in answer.text:
+            return
+        if answer.status_code < 500 or REFUSED in answer.text:
             raise SeatrialError(f"Ray refused the job: {_last_line(answer.text)}")
+        raise RetryableError(f"ray: takes no job now: {_last_line(answer.text)}")
 
     def stop(self, submission_id: str) -> None:
         """Ask Ray to end it; SIGTERM first. One that is gone is left alone."""
@@ -115,7 +122,7 @@ class RayJobs:
             if isinstance(said, Event):
                 result |= _result(said)
             else:
-                lines.append(COLOUR.sub("", said))
+                lines.append(plain(said[:LINE_CHARS]))
         return Log(tuple(lines), result)
 
     def put_package(self, name: str, body: bytes) -> None:
@@ -188,4 +195,4 @@ def _result(event: Event) -> dict[str, Any]:
 
 
 def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason given"])[-1][:300]
+    return plain((text.strip().splitlines() or ["no reason given"])[-1][:300])

@@ -8,26 +8,49 @@ from itertools import pairwise
 
 from seatrial.errors import UserError
 
+# Every repetition has a bound: a job writes what is searched, as long as it likes.
 VALUES = {
     "an AWS access key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "a password in a URL": r"\b[a-z][a-z0-9+.-]*://[^\s/:@]*:[^\s/@]+@",
-    "a bearer token": r"(?i)\bbearer\s+[A-Za-z0-9._~+/-]{16,}=*",
+    "a private key": r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----",
+    "a password in a URL": r"(?i)\b[a-z][a-z0-9+.-]{0,30}://[^\s/:@]{0,200}:(?!\$\{?\w+\}?@)[^\s/@]{1,400}@",
+    "a bearer token": r"(?i)\bbearer\s{1,4}[A-Za-z0-9._~+/-]{16,}=*",
+    "a password in a header": r"(?i)\bauthorization[\"']?\s{0,2}[:=]\s{0,2}[\"']?basic\s{1,4}[\w+/-]{8,}=*",
+    "a signed URL": r"[?&](?:sig|X-Amz-Signature|X-Goog-Signature)=[A-Za-z0-9%+/]{16,}=*",
+    "an Azure key": r"(?i)\b(?:Account|SharedAccess)Key=[A-Za-z0-9+/]{20,}=*",
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}\b",
     "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,})\b",
+    "a GitLab token": r"\bglpat-[\w-]{20,}",
+    "a Google API key": r"\bAIza[\w-]{35}\b",
     "an API key": r"\bsk-[A-Za-z0-9_-]{20,}",
+    "a Stripe key": r"\b[rs]k_(?:live|test)_[A-Za-z0-9]{16,}",
+    "a package registry's token": r"\b(?:npm_[A-Za-z0-9]{36}\b|pypi-AgE[\w-]{20,})",
+    "a Databricks token": r"\bdapi[0-9a-f]{32}\b",
     "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
-    "a JSON web token": r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}",
+    "a JSON web token": r"\beyJ[\w-]{8,400}\.eyJ[\w-]{8,}\.[\w-]{8,}",
 }
 PATTERNS = {what: re.compile(pattern) for what, pattern in VALUES.items()}
+# Of a name with its words apart: `PGPASSWORD`, `db_pass`, `client_secret`, `AWS_ACCESS_KEY_ID`.
 NAME = re.compile(
-    r"(?i)(?:^|[_.-])(?:secret|password|passwd|passphrase|token|credentials?|api[_-]?key|access[_-]?key"
-    r"|private[_-]?key)(?:$|[_.-])"
+    r"(?i)(?:[a-z]*passw(?:or)?d|passphrase"
+    r"|(?:^|[_.-])(?:credentials?|(?:client|app|shared)?secrets?"
+    r"|(?:access|api|auth|bearer|hf|refresh|session)?token"
+    r"|(?:access|account|api|auth|encryption|master|private|secret|shared|signing|storage)[_.-]?key)"
+    r"|(?:db|http|mail|mysql|pg|redis|smtp|user)[_.-]?pass|[a-z][_.-]pwd)(?:$|[_.-])"
 )
-# `AWS_ACCESS_KEY_ID=…`, `--api-key=…`, `password: …`: a name with its value.
-ASSIGNED = re.compile(r"(?:^|[\s;&|?'\"(-])-*([A-Za-z][\w.-]*?)[=](\S+)")
-# Names that hold no secret themselves: where one is kept, how many tokens, a tokenizer.
-HARMLESS = re.compile(r"(?i)(?:_?(?:path|file|name|id_file|url|dir|mode|count|limit)$|tokens|tokenizer)")
+CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+# `AWS_ACCESS_KEY_ID=…`, `--api-key=…`, `"password": …`: a name with its value.
+# The value is only looked at, since another one may stand in it: `--store=postgresql://db/x?password=…`.
+ASSIGNED = re.compile(
+    r"(?<![A-Za-z0-9_.])([A-Za-z_][\w.-]{0,80}?)[\"']?\s{0,2}[=:]\s{0,2}(?!//)(?=([\"']?[^\s=]\S{0,2000}))"
+)
+# Names that hold no secret themselves: where one is kept, how many tokens, a tokenizer, a token of a text.
+HARMLESS = re.compile(
+    r"(?i)(?:_?(?:path|file|name|id_file|url|dir|mode|count|limit)$|tokens|tokenizer"
+    r"|(?:audio|bos|cls|end|eos|first|image|last|mask|max|min|new|next|num|pad|per|sep|special|start|stop|unk)"
+    r"[_.-]token|token[_.-](?:budget|count|ids?|index|length|limit|type))"
+)
+# `$DB_PASSWORD`: the job finds it in its environment. `use_auth_token=true`.
+NO_VALUE = re.compile(r"(?i)[\"']*(?:\$\{?\w+\}?|true|false|yes|no|none|null)?[\"',;)}\]]*")
 REMEDY = "set it in the environment of the cluster's nodes, which jobs inherit, or give the path of a file"
 HIDDEN = "[hidden]"
 
@@ -60,28 +83,31 @@ def redact(text: str) -> str:
     for pattern in PATTERNS.values():
         text = pattern.sub(HIDDEN, text)
 
-    def hide(match: re.Match[str]) -> str:
-        name, value = match.groups()
-        return match.group(0).replace(value, HIDDEN) if _is_secret_name(name) else match.group(0)
-
-    return ASSIGNED.sub(hide, text)
+    parts, at = [], 0
+    for match in ASSIGNED.finditer(text):
+        if match.start(2) >= at and _is_secret(*match.groups()):
+            parts += [text[at : match.start(2)], HIDDEN]
+            at = match.end(2)
+    return "".join([*parts, text[at:]])
 
 
 def _in_command(command: str) -> Iterable[str]:
     yield from (what for what, pattern in PATTERNS.items() if pattern.search(command))
-    for name, _ in ASSIGNED.findall(command):
-        if _is_secret_name(name):
+    for name, value in ASSIGNED.findall(command):
+        if _is_secret(name, value):
             yield f"a secret ({name}=…)"
     for word, value in pairwise(command.split()):
-        if word.startswith("--") and "=" not in word and _is_secret_name(word.strip("-")) and value[0] != "-":
+        is_option = word.startswith("--") and "=" not in word and value[0] != "-"
+        if is_option and _is_secret(word.strip("-"), value):
             yield f"a secret ({word} …)"
 
 
 def _in_pair(name: str, value: str) -> Iterable[str]:
     yield from (what for what, pattern in PATTERNS.items() if pattern.search(value))
-    if value and _is_secret_name(name):
+    if _is_secret(name, value):
         yield "a secret by its name"
 
 
-def _is_secret_name(name: str) -> bool:
-    return bool(NAME.search(name)) and not HARMLESS.search(name)
+def _is_secret(name: str, value: str) -> bool:
+    words = CAMEL.sub("_", name)
+    return bool(NAME.search(words)) and not HARMLESS.search(words) and not NO_VALUE.fullmatch(value)

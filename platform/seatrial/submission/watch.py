@@ -78,16 +78,26 @@ class Watch:
         self._tell("")
         if job.attempt:
             self._say(f"attempt    {job.ray_id}")
-        with self._open() as hearer:
-            ending = follow(self._client, job.ray_id, hearer.hear, recipe=job.spec.recipe)
+        try:
+            with self._open() as hearer:
+                ending = follow(self._client, job.ray_id, hearer.hear, recipe=job.spec.recipe)
+        except RetryableError:
+            if self._goes_on(job):
+                raise
+            return  # a cluster that started again has lost it, and the queue knows
         ended = time.monotonic()
-        while (now := read(self._store, job.id)).state == "running" and now.attempt == job.attempt:
+        while self._goes_on(job):
             if time.monotonic() - ended > PATIENCE_S:
                 raise RetryableError(
                     f"{job.ray_id}: has ended ({ending.status}), but no controller has noted "
                     "it: see `seatrial status`"
                 )
             time.sleep(POLL_S)
+
+    def _goes_on(self, job: Job) -> bool:
+        """Whether the attempt that ``job`` was at runs as far as the queue knows."""
+        now = read(self._store, job.id)
+        return (now.state, now.attempt) == ("running", job.attempt)
 
 
 def read(store: Store, job_id: str) -> Job:

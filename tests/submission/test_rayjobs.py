@@ -1,0 +1,82 @@
+"""What the dispatcher asks Ray, over real HTTP with answers as Ray gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from seatrial.errors import RetryableError, SeatrialError
+from seatrial.submission.rayjobs import RayJobs
+from tests.controller.server import serving
+
+AGENT = "Traceback (most recent call last):\nRuntimeError: Request failed with status code {}: {}."
+LOG = (
+    "\x1b[31mred\x1b[0m\n::seatrial:: [1]\n"
+    + "x" * 9000
+    + '\n::seatrial:: {"event":"run","run_id":"r","url":"u"}\n'
+)
+
+
+class Dashboard:
+    """Ray's dashboard, whose answer to a submission a test sets."""
+
+    def __init__(self) -> None:
+        self.status, self.text = 200, "{}"
+
+    async def submit(self, _request: Request) -> Response:
+        return PlainTextResponse(self.text, self.status)
+
+    async def logs(self, _request: Request) -> Response:
+        return JSONResponse({"logs": LOG})
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[RayJobs, Dashboard]]:
+    dashboard = Dashboard()
+    routes = [
+        Route("/api/jobs/", dashboard.submit, methods=["POST"]),
+        Route("/api/jobs/{job}/logs", dashboard.logs),
+    ]
+    with serving(Starlette(routes=routes)) as url:
+        jobs = RayJobs(url, lambda: None)
+        yield jobs, dashboard
+        jobs.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "error"),
+    [
+        (400, "TypeError: entrypoint", SeatrialError),
+        (500, AGENT.format(400, "ValueError: no such environment"), SeatrialError),
+        (500, "No available agent to submit job, please try again later.", RetryableError),
+        (500, AGENT.format(500, "GCS is away"), RetryableError),
+        (503, "", RetryableError),
+    ],
+)
+def test_what_ray_refuses_is_told_from_what_it_cannot_take_now(
+    served: tuple[RayJobs, Dashboard], status: int, text: str, error: type[SeatrialError]
+) -> None:
+    jobs, dashboard = served
+    dashboard.status, dashboard.text = status, text
+    with pytest.raises(error) as caught:
+        jobs.submit("a", "true", {}, {})
+    assert type(caught.value) is error
+
+
+def test_an_attempt_that_ray_has_already_is_as_good_as_taken(served: tuple[RayJobs, Dashboard]) -> None:
+    jobs, dashboard = served
+    said = "ValueError: Job with submission_id a already exists. Please use a different one"
+    dashboard.status, dashboard.text = 500, AGENT.format(400, said)
+    assert jobs.submit("a", "true", {}, {}) is None  # type: ignore[func-returns-value]
+
+
+def test_a_log_is_plain_and_bounded_whatever_a_job_prints(served: tuple[RayJobs, Dashboard]) -> None:
+    found = served[0].log("a")
+    assert [line[:20] for line in found.lines] == ["red", "::seatrial:: [1]", "x" * 20]
+    assert max(map(len, found.lines)) < 9000
+    assert found.result == {"run": "u", "run_id": "r"}
