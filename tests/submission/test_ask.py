@@ -180,6 +180,33 @@ def test_a_package_is_known_by_its_contents_and_leaves_out_what_git_ignores(tmp_
     assert pack(tmp_path).digest != first.digest
 
 
+def test_a_link_out_of_the_folder_does_not_travel(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    (folder / "inner").mkdir(parents=True)
+    (tmp_path / "secret").write_text("x")
+    (folder / "r.yaml").write_text("a: 1\n")
+    (folder / "again.yaml").symlink_to("r.yaml")
+    (folder / "nowhere").symlink_to("missing")
+    pack(folder)
+    for target in ("../../secret", "..", ".", "/"):
+        (folder / "inner" / "link").symlink_to(target)
+        with pytest.raises(UserError, match=r"inner/link: a link out of .*name it in \.gitignore"):
+            pack(folder)
+        (folder / ".gitignore").write_text("link\n")
+        pack(folder)
+        (folder / ".gitignore").unlink()
+        (folder / "inner" / "link").unlink()
+
+
+def test_a_folder_that_is_too_large_is_refused_before_it_is_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seatrial.submission.package.LARGEST_UNPACKED_MB", 1)
+    (tmp_path / "zeros.bin").write_bytes(bytes(2 * 2**20))  # a few kB as a zip file
+    with pytest.raises(UserError, match=r"at most 64 travel with a job"):
+        pack(tmp_path)
+
+
 def test_a_folder_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("seatrial.submission.package.LARGEST_MB", 1)
     (tmp_path / "big.bin").write_bytes(bytes(range(256)) * 5000)

@@ -12,6 +12,8 @@ from pathlib import Path
 from seatrial.errors import UserError
 
 LARGEST_MB = 64
+LARGEST_UNPACKED_MB = 1024
+"""Of the files themselves: no more is read to find that the zip file is too large."""
 
 
 @dataclass(frozen=True)
@@ -28,22 +30,56 @@ def pack(folder: Path) -> Package:
     The digest is of names and contents, so that the same files are the same package at any time.
 
     Raises:
-        UserError: more than :data:`LARGEST_MB`.
+        UserError: more than :data:`LARGEST_MB`, or a link that leads out of the folder.
     """
     from ray._private.runtime_env.packaging import create_package
 
+    quiet = logging.getLogger("seatrial.package")
+    quiet.setLevel(logging.CRITICAL)
+    _look_through(folder, quiet)
     with tempfile.TemporaryDirectory() as place:
         target = Path(place) / "package.zip"
-        quiet = logging.getLogger("seatrial.package")
-        quiet.setLevel(logging.WARNING)
         create_package(str(folder), target, include_gitignore=True, logger=quiet)
         size_mb = target.stat().st_size / 2**20
         if size_mb > LARGEST_MB:
-            raise UserError(
-                f"--upload: {folder}: {size_mb:,.0f} MB: at most {LARGEST_MB} travel with a job: "
-                "name data in .gitignore and read them from shared storage, or use --no-upload"
-            )
+            raise _too_large(folder, size_mb)
         return Package(_digest(target), target.read_bytes())
+
+
+def _look_through(folder: Path, quiet: logging.Logger) -> None:
+    """Refuse what must not or cannot travel before anything is packed, in what Ray would pack."""
+    from ray._private.runtime_env.packaging import _dir_travel
+
+    home, total_mb = folder.resolve(), 0.0
+
+    def look(path: Path) -> None:
+        nonlocal total_mb
+        if path.is_symlink() and not _is_inside(path, home):
+            raise UserError(
+                f"--upload: {path}: a link out of {folder}, which would travel with the job: "
+                "name it in .gitignore, or use --no-upload"
+            )
+        total_mb += path.stat().st_size / 2**20 if path.is_file() else 0.0
+        if total_mb > LARGEST_UNPACKED_MB:
+            raise _too_large(folder, total_mb)
+
+    _dir_travel(folder.absolute(), [], look, include_gitignore=True, logger=quiet)
+
+
+def _is_inside(link: Path, home: Path) -> bool:
+    """Whether a link leads into ``home``, and not to a folder that it is in itself."""
+    try:
+        target = link.resolve(strict=True)
+    except (OSError, RuntimeError):  # it leads nowhere, and is left out
+        return True
+    return target.is_relative_to(home) and not link.parent.resolve().is_relative_to(target)
+
+
+def _too_large(folder: Path, size_mb: float) -> UserError:
+    return UserError(
+        f"--upload: {folder}: {size_mb:,.0f} MB: at most {LARGEST_MB} travel with a job: "
+        "name data in .gitignore and read them from shared storage, or use --no-upload"
+    )
 
 
 def _digest(path: Path) -> str:
