@@ -17,7 +17,7 @@ from seatrial.config.addresses import Addresses
 from seatrial.config.secret import CONTROLLER_TOKEN, secret
 from seatrial.controller.__main__ import access_of
 from seatrial.controller.api import build
-from seatrial.controller.auth import SESSION_S, TRIES, WINDOW_S, Access, Tries
+from seatrial.controller.auth import COOKIE, SESSION_S, TRIES, WINDOW_S, Access, Tries, session_of
 from seatrial.controller.login import Gate, own_path
 from seatrial.controller.loop import Controller
 from seatrial.controller.webhooks import Receiver
@@ -163,6 +163,7 @@ def test_a_session_that_was_changed_is_none(at: int):
     [
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
         {},
@@ -172,6 +173,14 @@ def test_another_site_cannot_use_a_persons_session(shut: str, headers: dict[str,
     with logged_in(shut) as browser:
         assert browser.post("/logout", headers=headers).status_code == 403
         assert browser.get("/trials").status_code == 200
+
+
+@pytest.mark.parametrize("other", ['prefs={"a": 1, "b": "x;y"}', "bad name=1", "=", "a=b=c", "\xff=\xfe"])
+def test_cookies_of_other_servers_on_the_host_hide_no_session(other: str):
+    access, now = Access.of(TOKEN), 1000.0
+    session = access.session(now)
+    for cookie in (f"{other}; {COOKIE}={session}", f"{COOKIE}={session}; {other}"):
+        assert access.is_session(session_of({"cookie": cookie}), now)
 
 
 def test_another_site_cannot_log_a_person_in(shut: str):

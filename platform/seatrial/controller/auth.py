@@ -12,9 +12,10 @@ import hmac
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from typing import Literal
 from urllib.parse import urlsplit
+
+from starlette.requests import cookie_parser
 
 from seatrial.monitoring.proxy import LOOPBACK
 
@@ -87,12 +88,9 @@ def token_of(headers: Mapping[str, str]) -> str:
 
 
 def session_of(headers: Mapping[str, str]) -> str:
-    """The session's cookie; empty without."""
-    try:
-        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except CookieError:
-        return ""
-    return found.value if found else ""
+    """The session's cookie; empty without. Cookies of other servers on this host, which come along whatever
+    they look like, hide it not."""
+    return cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
 
 
 def _is_loopback(host: str) -> bool:
@@ -108,7 +106,10 @@ def _is_foreign(headers: Mapping[str, str]) -> bool:
     if site := headers.get("sec-fetch-site"):
         return site not in ("same-origin", "none")
     if origin := headers.get("origin"):
-        return urlsplit(origin).netloc != headers.get("host")
+        try:
+            return urlsplit(origin).netloc != headers.get("host")
+        except ValueError:
+            return True
     return bool(session_of(headers))
 
 
