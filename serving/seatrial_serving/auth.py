@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+from urllib.parse import urlsplit
 
 from seatrial.config.service import HttpSection
 from seatrial.errors import UserError
@@ -20,18 +21,18 @@ class Keys:
         self._digests = tuple((key.sha256.encode(), key.name) for key in http.keys)
         self._anonymous = http.allow_anonymous
 
-    def check(self, authorization: bytes | None) -> str:
+    def check(self, authorization: bytes | None, *, host: bytes = b"", origin: bytes | None = None) -> str:
         """The name of the key's holder.
 
         Every digest is compared in constant time, and all of them each time, so that the time an answer
         takes tells nothing about the keys.
 
         Raises:
-            HttpError: 401, no key or an unknown one.
+            HttpError: 401, no key or an unknown one; 403, no key and from a page of another site.
         """
         if authorization is None:
             if self._anonymous:
-                return "anonymous"
+                return _anonymous(host, origin)
             raise HttpError(401, "no API key: send `Authorization: Bearer KEY`", code="missing_api_key")
         key = authorization[len(PREFIX) :] if authorization[: len(PREFIX)].lower() == PREFIX else b""
         digest = hashlib.sha256(key).hexdigest().encode()
@@ -42,8 +43,31 @@ class Keys:
         if holder is not None:
             return holder
         if self._anonymous and not self._digests:
-            return "anonymous"  # openai clients always send some key
+            return _anonymous(host, origin)  # openai clients always send some key
         raise HttpError(401, "unknown API key: ask the service's operator for one", code="invalid_api_key")
+
+
+def _anonymous(host: bytes, origin: bytes | None) -> str:
+    """Nobody in particular, on this machine. A browser on it also sends what pages of other sites make it
+    send, and calls by the name of such a site what that site's owner has made point here.
+
+    Raises:
+        HttpError: 403, such a page.
+    """
+    name = host.decode("latin-1")
+    is_here = not name or is_loopback(_hostname(name))
+    if is_here and origin in (None, b"http://" + host, b"https://" + host):
+        return "anonymous"
+    raise HttpError(
+        403, "from a page of another site: without keys only programs here may call", code="foreign"
+    )
+
+
+def _hostname(name: str) -> str | None:
+    try:
+        return urlsplit(f"//{name}").hostname or "?"
+    except ValueError:
+        return "?"
 
 
 def is_loopback(host: str | None) -> bool:

@@ -17,6 +17,7 @@ Header = tuple[bytes, bytes]
 KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     408: "invalid_request_error",
     413: "invalid_request_error",

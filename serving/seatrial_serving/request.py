@@ -28,6 +28,9 @@ class Head:
     """
 
     authorization: bytes | None
+    host: bytes
+    origin: bytes | None
+    """Where the page is from that made a browser send this."""
     request_id: str
     client_id: str
     unit: bytes | None
@@ -41,6 +44,8 @@ def read_head(scope: Scope) -> Head:
     length = found.get(b"content-length", b"")
     return Head(
         authorization=found.get(b"authorization"),
+        host=found.get(b"host", b""),
+        origin=found.get(b"origin"),
         request_id=uuid.uuid4().hex,
         client_id=given if REQUEST_ID.fullmatch(given) else "",
         unit=found.get(b"x-seatrial-unit"),

@@ -85,7 +85,7 @@ class Traffic:
 
     async def _dispatch(self, path: str, scope: Scope, head: Head, receive: Receive, send: Send) -> None:
         rules = self._live.rules
-        rules.keys.check(head.authorization)
+        rules.keys.check(head.authorization, host=head.host, origin=head.origin)
         match scope["method"], path:
             case "POST", "/v1/chat/completions" | "/v1/completions":
                 await self._answer(path, scope, head, receive, send)

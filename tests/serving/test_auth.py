@@ -51,6 +51,33 @@ def test_a_service_without_keys_is_closed_unless_it_says_otherwise() -> None:
 
 
 @pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        (b"127.0.0.1:8000", b"https://evil.example"),
+        (b"127.0.0.1:8000", b"null"),
+        (b"127.0.0.1:8000", b"http://127.0.0.1:9000"),
+        (b"evil.example:8000", b"http://evil.example:8000"),
+        (b"evil.example", None),
+        (b"[", None),
+    ],
+)
+def test_a_page_of_another_site_has_no_use_of_an_endpoint_without_keys(
+    host: bytes, origin: bytes | None
+) -> None:
+    for key in (None, b"Bearer anything"):
+        with pytest.raises(HttpError) as refused:
+            Keys(ANONYMOUS).check(key, host=host, origin=origin)
+        assert refused.value.status == 403
+    assert Keys(http(ann="k-ann")).check(b"Bearer k-ann", host=host, origin=origin) == "ann"
+
+
+@pytest.mark.parametrize("host", [b"127.0.0.1:8000", b"localhost:8000", b"[::1]:8000", b""])
+def test_programs_here_and_own_pages_may_use_it(host: bytes) -> None:
+    assert Keys(ANONYMOUS).check(None, host=host) == "anonymous"
+    assert Keys(ANONYMOUS).check(None, host=host, origin=b"http://" + host) == "anonymous"
+
+
+@pytest.mark.parametrize(
     ("host", "expected"),
     [
         ("127.0.0.1", True),
