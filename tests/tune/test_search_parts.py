@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,16 +16,18 @@ from torch import nn
 
 from seatrial.config.run import RunSection
 from seatrial.config.search import SearchSection
-from seatrial.errors import UserError
+from seatrial.errors import SeatrialError, UserError
 from seatrial_jobs import checkpoint
 from seatrial_jobs.loop import Schedule, optimizer_for
 from seatrial_jobs.search import lineage, plot, tell
 from seatrial_jobs.search.algorithms import suggest
 from seatrial_jobs.search.journal import Generation, Journal, Origin, Report, Trial, best
+from seatrial_jobs.search.observer import Observer
 from seatrial_jobs.search.room import require_population, room
 from seatrial_jobs.search.schedulers import Halving, Population, explore
 from seatrial_jobs.search.supply import config_of
 from seatrial_jobs.search.tidy import Tidier
+from seatrial_jobs.search.trial import TrialFailedError, final_value
 from seatrial_jobs.storage import Storage
 
 SPACE = {
@@ -105,6 +110,38 @@ def test_the_best_is_one_that_came_to_its_end() -> None:
     assert winner is not None
     assert winner.number == 3
     assert best({2: known[2]}, is_minimised=True) is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_neither_wins_nor_leads_the_search(value: float) -> None:
+    known = {1: trial(1, value), 2: trial(2, 3.0)}
+    for is_minimised in (True, False):
+        winner = best(known, is_minimised=is_minimised)
+        assert winner is not None
+        assert winner.number == 2
+    assert best({1: known[1]}, is_minimised=True) is None
+    tpe = search(algorithm={"type": "tpe", "startup_trials": 1})
+    assert suggest(tpe, known, 7) == suggest(
+        tpe, {**known, 1: replace(known[1], state="failed", reports=())}, 7
+    )
+    with pytest.raises(TrialFailedError, match="which is no measurement"):
+        final_value({"scores": {"loss": value}}, "eval/loss")
+
+
+def test_storage_that_is_away_is_told_by_its_name_though_tune_hands_on_text_alone(tmp_path: Path) -> None:
+    place = tmp_path / "search"
+    place.mkdir()
+    faults: list[SeatrialError] = []
+    journal = Journal(Storage(str(place)), {1: trial(1)})
+    teller = tell.Teller(journal, search(), 20)
+    observer = Observer(journal, teller, "http://127.0.0.1:9", lambda: None, lambda: None, faults)
+    shutil.rmtree(place)
+    place.write_text("a file where the folder was")
+    told: Any = SimpleNamespace(config={"trial": 1})
+    result = {"generation": 1, "step": 10, "value": 1.0, "checkpoint": "checkpoint-00000010-abcdef"}
+    with pytest.raises(UserError, match=r"run\.storage: .*search: cannot be used"):
+        observer.on_trial_result(0, [], told, result)
+    assert [type(each) for each in faults] == [UserError]
 
 
 def test_rungs_remember_the_trials_from_before_a_restart(tmp_path: Path) -> None:

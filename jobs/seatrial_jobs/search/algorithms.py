@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -63,18 +64,21 @@ def _distribution(domain: Domain) -> Any:
 
 
 def _told(trial: Trial, domains: Mapping[str, Domain], space: Mapping[str, Any]) -> Any:
-    """A trial as Optuna knows it: one that was stopped counts by how far it came."""
+    """A trial as Optuna knows it: one that was stopped counts by how far it came, and what is no number does
+    not count."""
     from optuna.trial import TrialState, create_trial
 
     states = {"running": TrialState.RUNNING, "finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
     params = {path: _index(domain, trial.values[path]) for path, domain in domains.items()}
     state = states.get(trial.state, TrialState.FAIL)
+    if state == TrialState.COMPLETE and not math.isfinite(math.nan if trial.value is None else trial.value):
+        state = TrialState.FAIL
     return create_trial(
         state=state,
         params=params,
         distributions=dict(space),
         value=trial.value if state == TrialState.COMPLETE else None,
-        intermediate_values={report.step: report.value for report in trial.reports},
+        intermediate_values={r.step: r.value for r in trial.reports if math.isfinite(r.value)},
     )
 
 

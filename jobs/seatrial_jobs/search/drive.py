@@ -141,7 +141,8 @@ def _beginner(parent: Job, recipe: TuneRecipe, journal: Journal, teller: tell.Te
             ) from error
         run = open_run(parent, recipe, number, values)
         trial = Trial(number, steps, run.run_id, (Generation(values),))
-        journal.put(trial)
+        with answering(parent.place):
+            journal.put(trial)
         teller.started(trial)
         return trial
 

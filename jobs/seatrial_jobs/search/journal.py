@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -133,10 +134,18 @@ class Journal:
 
 
 def best(trials: Mapping[int, Trial], *, is_minimised: bool) -> Trial | None:
-    """The best of the trials that ran to their end, by the last measurement; of equal ones the first."""
-    ended = [trial for trial in trials.values() if trial.state == "finished" and trial.value is not None]
+    """The best of the trials that ran to their end, by the last measurement; of equal ones the first.
+
+    One that measured no number is never the best.
+    """
+    ended = {
+        trial.number: trial.value
+        for trial in trials.values()
+        if trial.state == "finished" and trial.value is not None and math.isfinite(trial.value)
+    }
     sign = 1 if is_minimised else -1
-    return min(ended, key=lambda trial: (sign * (trial.value or 0.0), trial.number), default=None)
+    found = min(ended, key=lambda number: (sign * ended[number], number), default=None)
+    return None if found is None else trials[found]
 
 
 def _trial(value: dict[str, Any]) -> Trial:

@@ -14,6 +14,7 @@ from seatrial.errors import SeatrialError
 from seatrial.registry import runs
 from seatrial_jobs.search.journal import Journal, Origin, Report, Trial
 from seatrial_jobs.search.tell import Teller
+from seatrial_jobs.storage import answering
 
 CHECK_OWNER_EVERY_S = 10.0
 STATE_TAG = "seatrial.trial_state"
@@ -56,7 +57,7 @@ class Observer(Callback):  # type: ignore[misc]
             self._checked = time.monotonic()
         report = Report(result["generation"], result["step"], result["value"], result["checkpoint"])
         found = self._mine(trial).with_report(report)
-        self._journal.put(found)
+        self._put(found)
         self._teller.reported(found)
         self._tidy()
 
@@ -73,12 +74,16 @@ class Observer(Callback):  # type: ignore[misc]
     def exploited(self, number: int, origin: Origin, values: dict[str, Any]) -> None:
         """A trial goes on from another's checkpoint."""
         found = self._journal.trials[number].with_origin(origin, values)
-        self._journal.put(found)
+        self._put(found)
         self._complete(found)
         self._teller.exploited(found, origin)
 
+    def _put(self, trial: Trial) -> None:
+        with self._noting(), answering(self._journal.storage):
+            self._journal.put(trial)
+
     def _end(self, trial: Trial) -> None:
-        self._journal.put(trial)
+        self._put(trial)
         self._tidy()
         tags = {STATE_TAG: trial.state} | ({runs.CAUSE: trial.cause} if trial.cause else {})
         status: runs.Status = "FAILED" if trial.state == "failed" else "FINISHED"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -125,7 +126,7 @@ def final_value(outcome: dict[str, Any], metric: str) -> float:
     """The measurement after the last step.
 
     Raises:
-        TrialFailedError: training ended before, or there was nothing to measure.
+        TrialFailedError: training ended before, or there was nothing to measure, or it is no number.
     """
     if problem := outcome.get("user_error") or outcome.get("failed"):
         raise TrialFailedError(str(problem))
@@ -134,6 +135,8 @@ def final_value(outcome: dict[str, Any], metric: str) -> float:
         raise TrialFailedError(
             f"search.metric: {metric}: there are no held-out rows: set data.heldout or data.heldout_share"
         )
+    if not math.isfinite(value):
+        raise TrialFailedError(f"{metric} is {value}, which is no measurement")
     return float(value)
 
 
