@@ -105,6 +105,8 @@ class Follower:
         latest, tags = runs.look_at(self._run_id, uri=self._uri)
         for name, tell in (
             ("seatrial.passed_over", _tell_passed_over),
+            ("seatrial.preempted_at", _tell_preempted),
+            ("seatrial.resized_at", _tell_resized),
             ("seatrial.resumed_at", _tell_resumed),
         ):
             if tags.get(name) not in (None, self._tags.get(name)):
@@ -139,6 +141,16 @@ class Follower:
 
 def _tell_passed_over(reasons: str) -> None:
     say(f"checkpoint passed over: {reasons}")
+
+
+def _tell_preempted(step: str) -> None:
+    emit("preempted", step=int(step))
+    say(f"machines are taken away: kept step {step}, going on with others")
+
+
+def _tell_resized(step: str) -> None:
+    emit("resized", step=int(step))
+    say(f"another number of workers: kept step {step}")
 
 
 def _tell_resumed(step: str) -> None:

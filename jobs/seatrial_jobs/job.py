@@ -200,7 +200,7 @@ def tell_plan(job: Job) -> None:
     say(
         f"plan {prepared.split.rows_kept:,} of {prepared.split.rows_read:,} rows, {tokens:,} tokens in "
         f"{prepared.train.rows:,} rows of {recipe.run.seq_tokens}, {prepared.steps:,} steps, "
-        f"{recipe.resources.workers} workers"
+        f"{recipe.resources.shown_workers} workers"
     )
     if prepared.cut.documents:
         say(

@@ -14,6 +14,13 @@ from seatrial_jobs.storage import Storage, answering
 
 # Seconds between two looks at the workers; Ray's own 2 s are added to every start and end.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+# Seconds between two looks for nodes that will be taken away, of which some are gone after 30 s.
+os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+# Seconds until workers that find no room are counted again: a node may have gone since the last time.
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
+
+GRACE_S = 30.0
+"""Seconds after the deadline of nodes that go in which other workers may end the upload of a checkpoint."""
 
 
 class TrainingError(SeatrialError):
@@ -29,12 +36,12 @@ def connect(recipe: Recipe) -> None:
         try:
             ray.init(address="auto", **options)
         except ConnectionError:
-            wanted = recipe.resources.workers * recipe.resources.cpus_per_worker
+            wanted = recipe.resources.max_workers * recipe.resources.cpus_per_worker
             cores = len(os.sched_getaffinity(0))
             ray.init(num_cpus=max(cores, int(wanted + 1)), include_dashboard=False, **options)
         return
     if os.environ["RAY_ADDRESS"] == "local":
-        wanted = recipe.resources.workers * recipe.resources.cpus_per_worker
+        wanted = recipe.resources.max_workers * recipe.resources.cpus_per_worker
         ray.init(num_cpus=int(wanted + 1), include_dashboard=False, **options)
         return
     try:
@@ -63,6 +70,7 @@ def fit(
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from seatrial_jobs import worker
+    from seatrial_jobs.elastic import KeepFirst
 
     spec = make_spec(ray.put)
     recipe: Recipe = spec.recipe
@@ -74,14 +82,18 @@ def fit(
     trainer = TorchTrainer(
         partial(work or worker.work, spec),
         scaling_config=ScalingConfig(
-            num_workers=recipe.resources.workers, use_gpu=on_gpu, resources_per_worker=resources
+            num_workers=recipe.resources.workers,
+            elastic_resize_monitor_interval_s=recipe.resources.resize_every_s,
+            use_gpu=on_gpu,
+            resources_per_worker=resources,
         ),
         run_config=RunConfig(
             name=job_id,
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=recipe.run.max_failures),
+            failure_config=FailureConfig(max_failures=recipe.run.max_failures, preemption_grace_s=GRACE_S),
             logging_config=LoggingConfig(log_level="WARNING"),
+            callbacks=[KeepFirst()],
         ),
     )
     try:
@@ -91,8 +103,8 @@ def fit(
 
 
 def needs(recipe: Recipe) -> dict[str, float]:
-    """Resources of all workers of a job."""
-    return {name: each * recipe.resources.workers for name, each in _each(recipe).items()}
+    """Resources of all workers of a job, as many as it may come to have."""
+    return {name: each * recipe.resources.max_workers for name, each in _each(recipe).items()}
 
 
 def _each(recipe: Recipe) -> dict[str, float]:
@@ -105,7 +117,7 @@ def _on_gpu(recipe: Recipe) -> bool:
 
     wanted = recipe.resources.device
     if wanted == "auto":
-        return bool(ray.cluster_resources().get("GPU", 0) >= recipe.resources.workers)
+        return bool(ray.cluster_resources().get("GPU", 0) >= recipe.resources.min_workers)
     return wanted == "gpu"
 
 
@@ -114,7 +126,7 @@ def _warn_if_too_small(recipe: Recipe, resources: dict[str, float]) -> None:
 
     present = ray.cluster_resources()
     for name, each in resources.items():
-        wanted = each * recipe.resources.workers
+        wanted = each * recipe.resources.min_workers
         if present.get(name, 0) < wanted:
             say(f"waiting: the job asks for {wanted:g} {name}, the cluster has {present.get(name, 0):g}")
 

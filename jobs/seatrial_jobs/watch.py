@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NoReturn
 
 import ray.train
 import torch
@@ -14,17 +14,20 @@ from torch import nn
 
 from seatrial.config.run import SpikesSection
 from seatrial.registry import runs
-from seatrial_jobs.batches import Batches, Share
+from seatrial_jobs.batches import Batches, Share, rows_at_once
 from seatrial_jobs.data.pack import Packed
 from seatrial_jobs.evaluate import heldout_loss
 from seatrial_jobs.guard import Guard
 from seatrial_jobs.keeper import Keeper
 from seatrial_jobs.loop import Schedule, Step
+from seatrial_jobs.preemption import Call, Notice
 from seatrial_jobs.recorder import Recorder, point
 from seatrial_jobs.spec import HopelessError, Spec
 
 HAND_OVER_S = 1.0
 """Seconds between two readings of the losses, which on a GPU wait for it."""
+LAST_WORDS_S = 5.0
+"""Seconds that a worker on its way out waits for MLflow."""
 
 
 class Watch:
@@ -43,12 +46,14 @@ class Watch:
         *,
         tokens_digest: str = "",
         apart: bool = False,
+        notice: Notice | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.spec, self.share, self.schedule, self.model = spec, share, schedule, model
         self.heldout, self.autocast, self.recorder = heldout, autocast, recorder
         self.apart, self._clock = apart, clock
         self.keeper = Keeper(spec, share, model, optimizer, schedule, recorder, tokens_digest=tokens_digest)
+        self.notice = notice
         self.guard: Guard | None = None
         self._steps: list[Step] = []
         self._tokens = 0.0
@@ -98,25 +103,44 @@ class Watch:
         last = step.number == self.schedule.steps
         evaluate = not last and bool(run.evaluate_every) and step.number % (run.evaluate_every or 1) == 0
         save = last or (bool(run.checkpoint_every) and step.number % (run.checkpoint_every or 1) == 0)
-        if not (evaluate or save or self._clock() - self._handed_over > HAND_OVER_S):
+        call = None if last or self.notice is None else self.notice.after(step.number)
+        if not (evaluate or save or call or self._clock() - self._handed_over > HAND_OVER_S):
             return
-        self._hand_over(check=evaluate or save)
+        self._hand_over(check=bool(evaluate or save or call))
+        if call:
+            self._keep_at_once(step.number, call)
         heldout = self.evaluate(step.number) if evaluate else None
-        if save:
-            memory = self.guard.memory() if self.guard is not None else None
-            wait = last or run.checkpoint == "sync"
-            self.keeper.save(step.number, heldout=heldout, guard=memory, wait=wait)
+        if save and not (call and heldout is None):
+            wait = last or call is not None or run.checkpoint == "sync"
+            self._save(step.number, heldout=heldout, wait=wait)
+        if call:
+            self._leave(call)
         self._since = self._handed_over = self._clock()
+
+    def _save(self, step: int, *, heldout: float | None = None, wait: bool) -> None:
+        memory = self.guard.memory() if self.guard is not None else None
+        self.keeper.save(step, heldout=heldout, guard=memory, wait=wait)
+
+    def _keep_at_once(self, step: int, call: Call) -> None:
+        """Have a checkpoint in storage before anything else."""
+        self._save(step, wait=True)
+        if self.recorder is not None:
+            run_id, uri, tags = self.spec.run_id, self.spec.mlflow_uri, {call.tag: str(step)}
+            self.recorder.note(call.tag, lambda: runs.set_tags(run_id, tags, uri=uri))
+
+    def _leave(self, call: Call) -> NoReturn:
+        assert self.notice is not None  # noqa: S101
+        if self.recorder is not None:
+            self.recorder.close(LAST_WORDS_S)  # what does not arrive is in the checkpoint
+        self.notice.leave(call)
 
     def evaluate(self, step: int) -> float | None:
         """The held-out loss, recorded as of ``step``; ``None`` without held-out rows."""
         if self.heldout is None:
             return None
         run = self.spec.recipe.run
-        rows_at_once = max(run.batch_rows // (self.share.size * run.accumulate), 1)
-        loss = heldout_loss(
-            self.model, self.heldout, rows_at_once, self.share, self.autocast, apart=self.apart
-        )
+        at_once = rows_at_once(run.batch_rows, run.accumulate, self.share.size)
+        loss = heldout_loss(self.model, self.heldout, at_once, self.share, self.autocast, apart=self.apart)
         if self.recorder is not None and math.isfinite(loss):
             self.recorder.add([point("eval/loss", loss, step)])
         ray.train.report({"step": step, "eval/loss": loss})  # for Ray Tune, where it listens

@@ -27,13 +27,17 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Recipe:
-        per_worker = self.resources.workers * self.run.accumulate
-        if self.run.batch_rows % per_worker:
+        rows, workers = self.run.batch_rows, self.resources
+        per_worker = workers.min_workers * self.run.accumulate
+        if rows % per_worker:
             raise wrong(
                 "run.batch_rows",
-                self.run.batch_rows,
+                rows,
                 f"must be a multiple of resources.workers x run.accumulate ({per_worker})",
             )
+        if rows < workers.max_workers:
+            most = f"resources.workers ({workers.max_workers})"
+            raise wrong("run.batch_rows", rows, f"must give each of {most} a row")
         return self
 
 

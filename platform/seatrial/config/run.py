@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from seatrial.config.section import PositiveInt, Section, Share
+from seatrial.config.section import PositiveInt, Section, Share, wrong
 
 
 class SpikesSection(Section):
@@ -82,14 +82,40 @@ class RunSection(Section):
 class ResourcesSection(Section):
     """What the workers are given."""
 
-    workers: PositiveInt = 1
-    """Training processes; each holds the whole model."""
+    workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    """Training processes, or `[least, most]`: as many as the cluster has room for, with the same batches."""
+    resize_every_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds between two looks whether there is room for more of `[least, most]` workers."""
+    sharding: Literal["none", "full"] = "none"
+    """`full` divides weights, gradients and optimizer among the workers; with `none` each has all of them."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """`auto` takes GPUs when the cluster has enough of them."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """Logical CPUs reserved for a worker."""
     threads_per_worker: PositiveInt | None = None
     """Arithmetic threads of a CPU worker; without it the machine's cores are shared evenly."""
+
+    @model_validator(mode="after")
+    def _least_first(self) -> ResourcesSection:
+        if self.min_workers > self.max_workers:
+            raise wrong("workers", [self.min_workers, self.max_workers], "give the smaller number first")
+        return self
+
+    @property
+    def min_workers(self) -> int:
+        """What the job must have: it waits for so many, and a pass is as large as they need it to be."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """What the job takes when there is room."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def shown_workers(self) -> str:
+        """`2`, or `2 to 4`."""
+        least, most = self.min_workers, self.max_workers
+        return str(least) if least == most else f"{least} to {most}"
 
 
 class GateSection(Section):

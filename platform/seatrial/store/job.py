@@ -19,8 +19,15 @@ class Need:
     """Logical CPUs of each worker."""
     gpus: float = 0.0
     """GPUs of each worker."""
+    most: int | None = None
+    """Workers that it may grow to when there is room; quotas count these."""
     is_auto: bool = False
     """One GPU for each worker where the cluster has that many, none elsewhere."""
+
+    @property
+    def counted_gpus(self) -> float:
+        """GPUs that it is taken to use, as many as it may come to hold."""
+        return (self.most or self.workers) * self.gpus
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,7 @@ def _before_start(job: Job, view: View) -> Action | None:
     seen = view.ray.get(job.ray_id)
     if seen is not None:
         need = needs(job.need, view.cluster, view.config)
-        return Adopt(job, need.workers * need.gpus, seen.started_at or view.now)
+        return Adopt(job, need.counted_gpus, seen.started_at or view.now)
     if job.wants_stop:
         cause = made("stopped", "was stopped before it started", Next.in_queue(job))
         return Change(job, _over(job, "stopped", cause, None, view.now))
@@ -291,7 +291,7 @@ def _starts(waiting: Sequence[Job], running: Sequence[Job], view: View) -> tuple
     actions: list[Action] = []
     for job in order.start:
         need = needs(job.need, view.cluster, view.config)
-        actions.append(Start(job, need.workers * need.gpus))
+        actions.append(Start(job, need.counted_gpus))
     by_id = {job.id: job for job in waiting}
     notes: list[Job] = []
     hopeless = {each: min(view.hopeless.get(each, view.now), view.now) for each in order.impossible}
