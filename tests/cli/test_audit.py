@@ -84,6 +84,28 @@ def test_a_judgement_is_recomputed_from_its_record_alone(ask):
     assert found["code_digest"] == {"then": audit.code_digest(), "now": audit.code_digest()}
 
 
+def test_of_a_move_by_hand_there_is_nothing_to_recompute_and_its_hash_is_checked(
+    kept: Archive, ask, tmp_path: Path
+):
+    code, out, err = ask("--replay", "audited--move-2")
+    assert (code, err) == (0, "")
+    first, champion, by, last = out.splitlines()
+    assert first.endswith("audited--move-2: a champion moved by hand: no judgement, so nothing to recompute")
+    assert champion.split() == ["champion", "2", "→", "1"]
+    assert "a person, through the registry" in by
+    assert last.split() == ["hash", "holds"]
+    found = json.loads(ask("--replay", "audited--move-2", "--json")[1])
+    assert (found["champion_before"], found["champion_after"], found["holds"]) == ("2", "1", True)
+
+    other = archive(kept, tmp_path, "moved-back")
+    key = other.move("2", "1")
+    other.rewrite(2, actor="nobody")
+    code, out, err = ask("--replay", key, of=other)
+    assert code == 1
+    assert "does not hold" in out
+    assert err.startswith(f"{key}: was rewritten: the store keeps the hash")
+
+
 def test_what_was_taken_away_or_rewritten_is_one_line_each(kept: Archive, ask, tmp_path: Path):
     other = archive(kept, tmp_path, "tampered-list", 3)
     other.rewrite(2, actor="nobody")
@@ -130,8 +152,8 @@ def test_a_record_that_cannot_be_read_is_no_traceback(kept: Archive, ask, tmp_pa
         (["audited", "--replay", "audited-1"], "SERVICE, --replay: give one of the two"),
         (["nobody"], "SERVICE: nobody: no such service"),
         (["it's"], "SERVICE: it's: no such name"),
-        (["--replay", "audited-99"], "--replay: audited-99: no record of such a trial"),
-        (["--replay", "audited--move-2"], "--replay: audited--move-2: no record of such a trial"),
+        (["--replay", "audited-99"], "--replay: audited-99: no such record"),
+        (["--replay", "audited--move-7"], "--replay: audited--move-7: no such record"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line_and_exit_code_2(ask, arguments: list[str], said: str):

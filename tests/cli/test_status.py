@@ -30,7 +30,8 @@ COUNTS = ("units", "requests", "exposures", "outcomes", "failures", "fallbacks")
 TRIAL = {
     "id": "helper-1", "champion": "1", "challengers": {"challenger": "2"}, "dropped": {},
     "units": 18, "exposures": 18, "outcomes": 18,
-    "metric": "resolved", "alpha": 0.05, "interval_kind": "95% confidence sequence", "srm_p": 0.7, "verdict": None, "reason": None,
+    "metric": "resolved", "alpha": 0.05, "interval_kind": "95% confidence sequence", "srm_p": 0.7,
+    "verdict": None, "reason": None,
     "waiting_for": "users", "difference": 0.125, "difference_interval": [-0.1, 0.35], "lift": 0.2,
     "interval": None, "arms": [{"name": "champion", "version": "1", "mean": 0.5, **dict.fromkeys(COUNTS, 9)}],
 }  # fmt: skip

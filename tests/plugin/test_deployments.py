@@ -129,13 +129,17 @@ def stack(mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def test_a_deployment_from_its_creation_to_its_deletion(stack: Stack):
     """One story, since each command takes seconds to start."""
-    first, second = stack.version(), stack.version()
+    first, second, third = stack.version(), stack.version(), stack.version()
     stack.client.set_registered_model_alias(NAME, "champion", first)
     fields = ["-C", f"engine.base={stack.folder / 'base'}", "-C", "http.allow_anonymous=true"]
-    said = stack.does("create", "--name", NAME, "-m", f"models:/{NAME}@champion", *fields)
+    file = stack.folder / "service.yaml"
+    engine = f"engine: {{base: '{stack.folder / 'base'}', replicas: 1}}"
+    file.write_text(f"name: {NAME}\n{engine}\nhttp: {{allow_anonymous: true}}\ntrial: {{alpha: 0.02}}\n")
+    said = stack.does("create", "--name", NAME, "-m", f"models:/{NAME}@champion", "-C", f"config={file}")
     assert f"seatrial deployment {NAME} is created" in said
     assert stack.store.services()[NAME]["route_prefix"] == "/"
     assert NAME in stack.serve.deployed
+    assert stack.store.services()[NAME]["config"]["trial"]["alpha"] == 0.02
     line = stack.refuses("create", "--name", NAME, "-m", f"models:/{NAME}@champion", *fields)
     assert line == f"Error: {NAME}: deployed already: use `mlflow deployments update`, or delete it first"
 
@@ -151,10 +155,14 @@ def test_a_deployment_from_its_creation_to_its_deletion(stack: Stack):
     assert [each["text"] for each in found] == [f"{NAME}: Hello", f"{NAME}: Bye"]
     assert found[0] == {"text": f"{NAME}: Hello", "version": "1", "request_id": "r1"}
 
+    line = stack.refuses("update", "--name", NAME, "-m", f"models:/{NAME}/{second}", "-C", "as=winner")
+    assert line == "Error: -C as: winner: give challenger, challenger-b, champion or shadow"
     said = stack.does("update", "--name", NAME, "-m", f"models:/{NAME}/{second}")
     assert "(with flavor seatrial)" in said
     assert stack.aliases() == {"champion": first, "challenger": second}
     trial = stack.until_trial("open")
+    stack.does("update", "--name", NAME, "-m", f"models:/{NAME}/{third}", "-C", "as=challenger-b")
+    assert stack.aliases() == {"champion": first, "challenger": second, "challenger-b": third}
 
     said = stack.does("delete", "--name", NAME)
     assert f"Deployment {NAME} is deleted" in said
@@ -167,7 +175,7 @@ def test_a_deployment_from_its_creation_to_its_deletion(stack: Stack):
     record = audit.find(trial.id, uri=stack.uri)
     assert record is not None
     assert record.body["verdict"] == "superseded"
-    assert stack.aliases() == {"champion": first, "challenger": second}
+    assert stack.aliases() == {"champion": first, "challenger": second, "challenger-b": third}
     stack.does("delete", "--name", NAME)  # as MLflow's contract asks
 
 

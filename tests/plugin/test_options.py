@@ -43,6 +43,9 @@ def test_every_bad_field_is_one_line_with_its_option():
     [
         ({"promot": "true"}, "-C promot: unknown option"),
         ({"promote": "perhaps"}, "-C promote: perhaps: give true or false"),
+        ({"as": "winner"}, "-C as: winner: give challenger, challenger-b, champion or shadow"),
+        ({"as": "7"}, "-C as: 7: give challenger"),
+        ({"as": "challenger-b", "promote": "true"}, "-C as: challenger-b: given beside promote=true"),
         ({"timeout_s": "soon"}, "-C timeout_s: soon: give seconds"),
         ({"timeout_s": ".nan"}, "-C timeout_s: nan: give seconds"),
         ({"engine.base": "[a"}, "-C engine.base: [a: no YAML value"),
@@ -53,6 +56,19 @@ def test_options_that_say_nothing_are_refused(config: dict[str, Any], said: str)
     with pytest.raises(UserError) as caught:
         Options.of(config)
     assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("config", "alias"),
+    [
+        ({}, "challenger"),
+        ({"promote": "true"}, "champion"),
+        ({"promote": "false", "as": "challenger-b"}, "challenger-b"),
+        ({"as": "shadow"}, "shadow"),
+    ],
+)
+def test_an_update_says_what_the_model_becomes(config: dict[str, Any], alias: str):
+    assert Options.of(config).alias == alias
 
 
 def test_a_file_of_another_service_is_refused(tmp_path: Path):

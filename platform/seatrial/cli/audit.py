@@ -16,7 +16,7 @@ from seatrial.cli.where import addresses
 from seatrial.config.addresses import Addresses
 from seatrial.errors import SeatrialError, UserError
 from seatrial.experiments.evidence import Evidence
-from seatrial.experiments.record import Anchor
+from seatrial.experiments.record import MOVE_MARK, Anchor, service_of
 from seatrial.experiments.replay import Replay, replay
 from seatrial.registry import audit
 
@@ -31,7 +31,7 @@ def command(
     service: Annotated[str | None, typer.Argument(help="Name of the service.", show_default=False)] = None,
     replay_id: Annotated[
         str | None,
-        typer.Option("--replay", help="Id of a trial: recompute its judgement.", show_default=False),
+        typer.Option("--replay", help="Id of a record: recompute the trial's judgement.", show_default=False),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the records, or the fields, as JSON.")
@@ -40,7 +40,8 @@ def command(
     """List a service's decisions, and recompute one from its record.
 
     The list also says whether the records are those that were written: every hash, the chain, and the hashes
-    that the store keeps. Exit code 1 when something does not hold, or a recomputed field does not agree.
+    that the store keeps. Exit code 1 when something does not hold, or a recomputed field does not agree. Of a
+    champion that was moved by hand there is nothing to recompute: its record is shown and its hash checked.
     """
     if (service is None) == (replay_id is None):
         raise UserError("SERVICE, --replay: give one of the two")
@@ -87,19 +88,22 @@ def _kept(where: Addresses, service: str) -> tuple[list[Anchor], dict[str, str],
 
 def _row(record: audit.AuditRecord) -> tuple[str, ...]:
     body = record.body
-    moved = f"{body.get('champion_before') or '-'} → {body.get('champion_after') or '-'}"
     units, difference = _measured(body)
     return (
         str(record.sequence),
         record.key,
         _when(body.get("decided_at")),
-        moved,
+        _moved(body),
         str(body.get("verdict", "unreadable")),
         units,
         difference,
         str(body.get("actor", "-")),
         record.hash[:12],
     )
+
+
+def _moved(body: Mapping[str, Any]) -> str:
+    return f"{body.get('champion_before') or '-'} → {body.get('champion_after') or '-'}"
 
 
 def _measured(body: Mapping[str, Any]) -> tuple[str, str]:
@@ -121,15 +125,43 @@ def _when(at: Any) -> str:
         return "-"
 
 
-def _replay(trial_id: str, as_json: bool) -> list[str]:
-    """Print the recomputed fields; what does not agree."""
+def _replay(key: str, as_json: bool) -> list[str]:
+    """Print what the record's replay comes to; what does not hold or agree."""
     where = addresses()
-    record = audit.find(trial_id, uri=where.mlflow_uri)
+    record = audit.find(key, uri=where.mlflow_uri)
     if record is None:
-        raise UserError(
-            f"--replay: {trial_id}: no record of such a trial: `seatrial audit SERVICE` lists them"
-        )
+        raise UserError(f"--replay: {key}: no such record: `seatrial audit SERVICE` lists them")
     problems = _changed(record, where)
+    return (
+        _tell_move(record, problems, as_json) if MOVE_MARK in key else _recompute(record, problems, as_json)
+    )
+
+
+def _tell_move(record: audit.AuditRecord, problems: list[str], as_json: bool) -> list[str]:
+    """Print what the record of a champion moved by hand says: nobody judged, so nothing is recomputed."""
+    if record.trouble:
+        return [*problems, f"{record.key}: {record.trouble}"]
+    said = "a champion moved by hand: no judgement, so nothing to recompute"
+    body = record.body
+    if as_json:
+        told = {name: body.get(name) for name in ("champion_before", "champion_after", "actor", "decided_at")}
+        found = {"record": record.key, "kind": said, **told, "holds": not problems, "problems": problems}
+        say(json.dumps(found, indent=2))
+        return problems
+    pairs(
+        [
+            ("record", f"{record.key}: {said}"),
+            ("champion", _moved(body)),
+            ("by", f"{body.get('actor', '-')}, {_when(body.get('decided_at'))}"),
+            ("hash", "holds" if not problems else "does not hold"),
+        ]
+    )
+    return problems
+
+
+def _recompute(record: audit.AuditRecord, problems: list[str], as_json: bool) -> list[str]:
+    """Print the recomputed fields of a trial's record; what does not agree, after ``problems``."""
+    trial_id, problems = record.key, list(problems)
     found = Replay(None, obstacle=record.trouble) if record.trouble else replay(record.body)
     if found.obstacle is not None:
         problems.append(f"{trial_id}: cannot be recomputed: {found.obstacle}")
@@ -174,7 +206,7 @@ def _changed(record: audit.AuditRecord, where: Addresses) -> list[str]:
     """Whether the record is the one that was written."""
     if record.trouble is None and audit.digest(record.body) != record.hash:
         return [f"{record.key}: its record was changed: its hash is not {record.hash[:12]}"]
-    anchors, _, _ = _kept(where, record.key.rpartition("-")[0])
+    anchors, _, _ = _kept(where, service_of(record.key))
     kept = next((anchor.hash for anchor in anchors if anchor.key == record.key), record.hash)
     if kept != record.hash:
         return [f"{record.key}: was rewritten: the store keeps the hash {kept[:12]}, not {record.hash[:12]}"]

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Between the service and the rest of a move's key. No service's name has it, so no trial's id does.
+MOVE_MARK = "--"
+
+
+def service_of(key: str) -> str:
+    """The service whose record has this key."""
+    return key.split(MOVE_MARK)[0] if MOVE_MARK in key else key.rpartition("-")[0]
+
 
 @dataclass(frozen=True)
 class ChampionMove:

@@ -14,7 +14,7 @@ from mlflow.protos import databricks_pb2 as codes
 
 from seatrial.config.addresses import Addresses
 from seatrial.errors import UserError
-from seatrial.experiments.trial import CHALLENGER, CHAMPION
+from seatrial.experiments.trial import CHAMPION
 from seatrial.monitoring.proxy import direct_loopback
 from seatrial.plugin.errors import DeploymentError, as_mlflow
 from seatrial.plugin.options import Options
@@ -28,12 +28,13 @@ Target `seatrial`: a service of the Seatrial stack that this environment (or the
 Its name is that of the registered model that it serves: -m models:/NAME/VERSION or -m models:/NAME@ALIAS.
 
   create   deploys the service and makes the model its champion
-  update   sets the challenger alias, which opens a trial; with -C promote=true the champion
+  update   sets the challenger alias, which opens a trial; another one with -C as=ALIAS
   predict  takes rows with `prompt` or `messages`, with the key in SEATRIAL_API_KEY
   delete   takes the service away; the registered model stays
 
   -C config=FILE            a service file, or its fields one by one:
   -C engine.base=MODEL      -C http.allow_anonymous=true, -C trial.alpha=0.05 and so on
+  -C as=challenger-b        one of several challengers; also champion (or promote=true), shadow
   -C wait=false             do not wait until it is so
   -C timeout_s=SECONDS      how long to wait (900)
 """
@@ -96,7 +97,7 @@ class SeatrialClient(BaseDeploymentClient):  # type: ignore[misc]
     def update_deployment(
         self, name: str, model_uri: Any = None, flavor: Any = None, config: Any = None, endpoint: Any = None
     ) -> dict[str, Any]:
-        """Change the service's configuration, open a trial of the model, or make it champion."""
+        """Change the service's configuration; open a trial of the model, or give it another alias."""
         with as_mlflow():
             _refuse(flavor, endpoint)
             found, options = Addresses.resolve(), Options.of(config)
@@ -109,8 +110,7 @@ class SeatrialClient(BaseDeploymentClient):  # type: ignore[misc]
                 deploy.check(service, found, options.file or Path("-C"))
                 _await_ready(name, deploy.put(service, found, now=time.time()), found, options)
             if version is not None:
-                alias = CHAMPION if options.promote else CHALLENGER
-                promote.set_alias(name, version, alias, uri=found.mlflow_uri)
+                promote.set_alias(name, version, options.alias, uri=found.mlflow_uri)
         return {"name": name, "flavor": FLAVOR}
 
     def delete_deployment(self, name: str, config: Any = None, endpoint: Any = None) -> None:

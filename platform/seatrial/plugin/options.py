@@ -12,6 +12,8 @@ import yaml
 from seatrial.config.load import loads
 from seatrial.config.service import ServiceConfig
 from seatrial.errors import UserError
+from seatrial.experiments.trial import CHALLENGER, CHAMPION
+from seatrial.submission.promote import SETTABLE, is_settable
 from seatrial.submission.recipes import load_service
 
 SECTIONS = ("engine", "http", "trial")
@@ -25,7 +27,8 @@ class Options:
     fields: Mapping[str, Any] | None = None
     wait: bool = True
     timeout_s: float = 900.0
-    promote: bool = False
+    alias: str = CHALLENGER
+    """Whom an update makes of the model."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any] | None) -> Options:
@@ -44,10 +47,10 @@ class Options:
             fields,
             _flag(values, "wait", default=True),
             _seconds(values, "timeout_s", cls.timeout_s),
-            _flag(values, "promote", default=False),
+            _alias(values),
         )
         if values:
-            known = "config, engine.…, http.…, trial.…, wait, timeout_s, promote"
+            known = "config, engine.…, http.…, trial.…, wait, timeout_s, as, promote"
             raise UserError(f"-C {next(iter(values))}: unknown option: known are {known}")
         return found
 
@@ -97,6 +100,18 @@ def _flag(values: dict[str, Any], name: str, *, default: bool) -> bool:
     if not isinstance(found, bool):
         raise UserError(f"-C {name}: {found}: give true or false")
     return found
+
+
+def _alias(values: dict[str, Any]) -> str:
+    """`as=ALIAS`, or `promote=true` for the champion's."""
+    is_promoted, alias = _flag(values, "promote", default=False), values.pop("as", None)
+    if alias is not None and is_promoted:
+        raise UserError(f"-C as: {alias}: given beside promote=true: give one of the two")
+    if alias is None:
+        return CHAMPION if is_promoted else CHALLENGER
+    if not isinstance(alias, str) or not is_settable(alias):
+        raise UserError(f"-C as: {alias}: give {SETTABLE}")
+    return alias
 
 
 def _seconds(values: dict[str, Any], name: str, default: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from seatrial.experiments.evidence import ArmEvidence, Evidence
 from seatrial.experiments.judgement import Judgement, VerdictName
-from seatrial.experiments.record import ChampionMove
+from seatrial.experiments.record import MOVE_MARK, ChampionMove
 from seatrial.experiments.trial import CHAMPION, PREVIOUS, Cause, Decision, Look, Trial, units_of_plan
 from seatrial.reconcile.actions import (
     Action,
@@ -135,8 +135,7 @@ def moved_by_hand(view: View) -> list[Action]:
     after = view.desired.aliases.get(CHAMPION)
     if before is None or after is None or before == after:
         return []
-    # No service's name has `--`, so that no trial has the same key.
-    key = f"{name}--move-{last.sequence + 1 if last else 1}"
+    key = f"{name}{MOVE_MARK}move-{last.sequence + 1 if last else 1}"
     return [WriteMove(name, ChampionMove(key, name, before, after, PERSON))]
 
 

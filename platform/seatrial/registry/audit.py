@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seatrial.errors import RetryableError
-from seatrial.experiments.record import ChampionMove
+from seatrial.experiments.record import MOVE_MARK, ChampionMove
 from seatrial.experiments.trial import CHAMPION, Decision, Look, Trial
 from seatrial.registry import aliases
 from seatrial.registry.audit_record import (
@@ -148,8 +148,8 @@ def chain(service: str, *, uri: str | None = None) -> list[AuditRecord]:
     return list(history(service, uri=uri).records)
 
 
-def find(trial_id: str, *, uri: str | None = None) -> AuditRecord | None:
-    """The finished record of one trial.
+def find(key: str, *, uri: str | None = None) -> AuditRecord | None:
+    """The finished record of one trial, by its id, or of a move by hand, by its key.
 
     Raises:
         RetryableError: the server does not answer.
@@ -159,7 +159,8 @@ def find(trial_id: str, *, uri: str | None = None) -> AuditRecord | None:
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             return None
-        runs = _runs(client, experiment.experiment_id, f"tags.`{TRIAL_TAG}` = '{trial_id}'")
+        tag = MOVE_TAG if MOVE_MARK in key else TRIAL_TAG
+        runs = _runs(client, experiment.experiment_id, f"tags.`{tag}` = '{key}'")
         return next((_read(client, run) for run in runs if HASH_TAG in run.data.tags), None)
 
 

@@ -8,6 +8,12 @@ from seatrial.errors import UserError
 from seatrial.experiments.trial import CHAMPION, SHADOW
 
 ALIAS = re.compile(r"challenger(-[a-z0-9][a-z0-9-]{0,30})?")
+SETTABLE = "challenger, challenger-b, champion or shadow"
+
+
+def is_settable(alias: str) -> bool:
+    """Whether the alias means something that a person may ask for."""
+    return alias in (CHAMPION, SHADOW) or ALIAS.fullmatch(alias) is not None
 
 
 def set_alias(service: str, version: str, alias: str, *, uri: str) -> str | None:
@@ -19,8 +25,8 @@ def set_alias(service: str, version: str, alias: str, *, uri: str) -> str | None
     """
     from seatrial.registry import aliases, versions
 
-    if alias not in (CHAMPION, SHADOW) and not ALIAS.fullmatch(alias):
-        raise UserError(f"--as: {alias}: give challenger, challenger-b, champion or shadow")
+    if not is_settable(alias):
+        raise UserError(f"--as: {alias}: give {SETTABLE}")
     if not version.isdecimal():
         raise UserError(f"VERSION: {version}: no number: give one that MLflow shows, such as 2")
     before = aliases.read(service, uri=uri)
