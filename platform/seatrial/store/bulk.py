@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Table
+from sqlalchemy import ColumnElement, Connection, Table, any_, literal
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
@@ -16,6 +16,64 @@ Row = Mapping[str, Any]
 def insert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
     """The dialect's own INSERT, which knows ON CONFLICT."""
     return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
+
+
+def is_one_of(connection: Connection, column: Any, values: Sequence[str]) -> ColumnElement[bool]:
+    """Whether ``column`` is one of the values, which travel as one array where a database has arrays."""
+    if connection.dialect.name == "postgresql":
+        array = literal(list(values), postgresql.ARRAY(column.type))
+        return column == any_(array)  # type: ignore[no-any-return]
+    return column.in_(values)  # type: ignore[no-any-return]
+
+
+def insert_all(
+    connection: Connection, table: Table, names: Sequence[str], rows: Sequence[tuple[Any, ...]]
+) -> None:
+    """Insert rows that have the values of the columns ``names``."""
+    if not rows:
+        return
+    into = f"INSERT INTO {table.name} ({', '.join(names)})"
+    if connection.dialect.name == "postgresql":
+        arrays, columns = _arrays(connection, table, names, rows)
+        connection.exec_driver_sql(f"{into} SELECT * FROM unnest({arrays})", columns)  # noqa: S608  # names of the code's own tables
+    else:
+        places = ", ".join("?" for _ in names)
+        connection.exec_driver_sql(f"{into} VALUES ({places})", list(rows))
+
+
+def update_all(
+    connection: Connection,
+    table: Table,
+    keys: Sequence[str],
+    changed: Sequence[str],
+    rows: Sequence[tuple[Any, ...]],
+) -> None:
+    """Set the ``changed`` columns of those rows that ``keys`` name; a row has the keys' values first."""
+    if not rows:
+        return
+    if connection.dialect.name == "postgresql":
+        names = [*keys, *changed]
+        arrays, columns = _arrays(connection, table, names, rows)
+        sets = ", ".join(f"{name} = news.{name}" for name in changed)
+        same = " AND ".join(f"{table.name}.{name} = news.{name}" for name in keys)
+        statement = f"UPDATE {table.name} SET {sets} FROM unnest({arrays}) AS news({', '.join(names)})"  # noqa: S608
+        connection.exec_driver_sql(f"{statement} WHERE {same}", columns)
+        return
+    sets = ", ".join(f"{name} = ?" for name in changed)
+    same = " AND ".join(f"{name} = ?" for name in keys)
+    at = len(keys)
+    connection.exec_driver_sql(
+        f"UPDATE {table.name} SET {sets} WHERE {same}",  # noqa: S608
+        [(*row[at:], *row[:at]) for row in rows],
+    )
+
+
+def _arrays(
+    connection: Connection, table: Table, names: Sequence[str], rows: Sequence[tuple[Any, ...]]
+) -> tuple[str, tuple[list[Any], ...]]:
+    """One array a column: one statement to parse and plan, whatever the number of rows."""
+    types = [str(table.c[name].type.compile(connection.dialect)).split("(")[0] for name in names]
+    return ", ".join(f"%s::{kind}[]" for kind in types), tuple(map(list, zip(*rows, strict=True)))
 
 
 def add_rows(connection: Connection, table: Table, rows: Sequence[Row], news: str) -> None:
@@ -72,12 +130,10 @@ def _add_sqlite(connection: Connection, table: Table, values: Sequence[tuple[Any
 def _add_postgresql(
     connection: Connection, table: Table, values: Sequence[tuple[Any, ...]], news: str
 ) -> None:
-    """One array a column: one statement to parse and plan, whatever the number of rows."""
     names = ", ".join(column.name for column in table.c)
-    types = [str(column.type.compile(connection.dialect)).split("(")[0] for column in table.c]
-    arrays = ", ".join(f"%s::{kind}[]" for kind in types)
+    arrays, columns = _arrays(connection, table, table.c.keys(), values)
     statement = (
         f"WITH fresh AS (INSERT INTO {table.name} ({names}) SELECT * FROM unnest({arrays}) "  # noqa: S608
         f"ON CONFLICT DO NOTHING RETURNING *) INSERT INTO {news} FROM fresh"
     )
-    connection.exec_driver_sql(statement, tuple(list(column) for column in zip(*values, strict=True)))
+    connection.exec_driver_sql(statement, columns)

@@ -11,12 +11,21 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, ProgrammingError
 
 from seatrial.errors import RetryableError, UserError
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 BUSY_TIMEOUT_S = 15.0
+# When a PostgreSQL that says nothing is taken to be gone; seconds, the last one milliseconds.
+SILENCE = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 15_000,
+}
+NO_TABLE = "42P01"  # PostgreSQL's undefined_table
 # Any constant that nothing else in the database uses; it serialises migrations in PostgreSQL.
 _MIGRATION_LOCK = 7_327_225
 
@@ -34,7 +43,7 @@ def open_engine(url: str) -> Engine:
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername == "postgresql+psycopg":
-        return create_engine(parsed, pool_pre_ping=True, pool_size=4, connect_args={"connect_timeout": 5})
+        return create_engine(parsed, pool_pre_ping=True, pool_size=4, connect_args=SILENCE)
     if parsed.drivername != "sqlite" or not parsed.database:
         raise UserError(
             f"SEATRIAL_STORE_URL: {parsed.drivername}: use sqlite:///path/store.db or postgresql+psycopg://…"
@@ -102,11 +111,16 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Turn a database that is away into the error that says: try again."""
+    """Turn a database that is away, or has no tables yet, into the error that says: try again."""
     try:
         yield
-    except (OperationalError, InterfaceError) as error:
+    except (OperationalError, InterfaceError, ProgrammingError) as error:
         what = str(error.orig or error).strip().splitlines()[0]
+        if getattr(error.orig, "sqlstate", None) == NO_TABLE or what.startswith("no such table"):
+            fix = "the controller makes the tables: run `seatrial up`, or see SEATRIAL_STORE_URL"
+            raise RetryableError(f"store: {what}: {fix}") from error
+        if isinstance(error, ProgrammingError):
+            raise
         raise RetryableError(f"store: {what}") from error
 
 
