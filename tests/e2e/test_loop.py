@@ -120,7 +120,9 @@ def test_the_audit_record_is_an_mlflow_run(finished):
 def test_the_readmes_python_example_runs(finished):
     text = (ROOT / "README.md").read_text()
     (example,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
-    exec(compile(example, "README.md", "exec"), {"SERVE_URL": finished.stack.service})  # noqa: S102
+    names = {"SERVE_URL": finished.stack.service}
+    exec(compile(example, "README.md", "exec"), names)  # noqa: S102
+    assert names["answer"].choices[0].message.content
 
 
 def test_replicas_listen_on_loopback_only(finished):

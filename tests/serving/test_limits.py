@@ -125,9 +125,10 @@ def test_what_takes_the_grammars_compiler_for_ever_is_refused(schema: dict[str, 
 
 def test_properties_may_have_any_name() -> None:
     names = ("pattern", "$ref", "minProperties", "properties", "$defs")
-    schema = {"properties": {name: {"type": "string"} for name in names}}
-    chat(response_format=schema_format(schema))
-    chat(response_format=schema_format({"$defs": schema["properties"], "$ref": "#/$defs/pattern"}))
+    properties = {name: {"type": "string"} for name in names}
+    for schema in ({"properties": properties}, {"$defs": properties, "$ref": "#/$defs/pattern"}):
+        wanted = schema_format(schema)
+        assert chat(response_format=wanted)["response_format"] == wanted
 
 
 def test_the_prompts_logprobs_cannot_be_had_by_an_echo() -> None:

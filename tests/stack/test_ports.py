@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import astuple
 
 import pytest
 
@@ -26,8 +27,12 @@ def free_ports(**given: int) -> Ports:
     return Ports(**(dict(zip(names, ports.inner(5, Ports()), strict=True)) | given))
 
 
-def test_free_ports_pass() -> None:
-    ports.require_free(free_ports())
+def test_free_ports_pass_and_stay_free() -> None:
+    found = free_ports()
+    ports.require_free(found)
+    for port in astuple(found):
+        with socket.create_server(("127.0.0.1", port)) as server:
+            assert server.getsockname()[1] == port
 
 
 def test_a_port_in_use_is_one_line_with_its_holder_and_its_flag(taken: int) -> None:

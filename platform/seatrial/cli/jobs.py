@@ -25,10 +25,9 @@ from seatrial.submission.accounting import gpu_hours
 from seatrial.submission.events import parse
 from seatrial.submission.follow import broken
 from seatrial.submission.order import shown
-from seatrial.submission.package import pack
 from seatrial.submission.plan import duration
 from seatrial.submission.screening import redact
-from seatrial.submission.submit import connect, is_same_machine
+from seatrial.submission.submit import connect
 
 STOP_TIMEOUT_S = 60.0
 COLUMNS = ("job", "state", "team", "prio", "try", "age", "ran", "what")
@@ -182,23 +181,20 @@ def submit(
     time_limit: queueing.TimeLimitOption = None,
     cron: queueing.CronOption = None,
     env: queueing.EnvOption = None,
-    upload: Annotated[
-        bool | None, typer.Option("--upload/--no-upload", help="As for `seatrial train`.", show_default=False)
-    ] = None,
+    upload: queueing.UploadOption = None,
 ) -> None:
     """Put any command into the queue, such as an evaluation after a training job."""
     found, folder, now = addresses(), Path.cwd(), time.time()
-    wishes = ask.Wishes(
-        team=queueing.team_of(team),
+    wishes = queueing.wishes_of(
+        queueing.team_of(team),
         priority=priority,
-        after=tuple(after or ()),
+        after=after,
         retries=retries,
-        time_limit_s=None if time_limit is None else 3600 * time_limit,
+        time_limit=time_limit,
         cron=cron,
-        env=queueing.pairs_of(env),
+        env=env,
     )
-    sends = (not is_same_machine(found)) if upload is None else upload
-    package = pack(folder) if sends else None
+    package = queueing.packed(folder, found, upload)
     need = Need(workers, cpus, gpus)
     digest = package.digest if package else None
     wanted = ask.of_command(name, command, need, wishes, folder=folder, package=digest, now=now)

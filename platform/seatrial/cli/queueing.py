@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,9 +20,9 @@ from seatrial.errors import UserError
 from seatrial.store import Store
 from seatrial.store.job import Job
 from seatrial.submission import watch
-from seatrial.submission.ask import Placed, place
-from seatrial.submission.package import Package
-from seatrial.submission.submit import connect
+from seatrial.submission.ask import Placed, Wishes, place
+from seatrial.submission.package import Package, pack
+from seatrial.submission.submit import connect, is_same_machine
 
 DETACHED = 130
 
@@ -64,6 +65,14 @@ EnvOption = Annotated[
         help="NAME=VALUE for the job's environment, shown in the dashboard; no secrets.", show_default=False
     ),
 ]
+UploadOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--upload/--no-upload",
+        help="Send the current folder with the job; by default only when the cluster is another machine.",
+        show_default=False,
+    ),
+]
 DetachOption = Annotated[bool, typer.Option("--detach", help="Submit and return; do not follow.")]
 
 
@@ -76,6 +85,46 @@ def opened(addresses: Addresses) -> Iterator[Store]:
         yield store
     finally:
         store.close()
+
+
+def wishes_of(
+    team: str,
+    *,
+    priority: int,
+    after: list[str] | None,
+    retries: int,
+    time_limit: float | None,
+    cron: str | None,
+    env: list[str] | None,
+) -> Wishes:
+    """What a person asks for by the options above; ``time_limit`` in hours.
+
+    Raises:
+        UserError: an `--env` without a name or `=`.
+    """
+    return Wishes(
+        team=team,
+        priority=priority,
+        after=tuple(after or ()),
+        retries=retries,
+        time_limit_s=None if time_limit is None else 3600 * time_limit,
+        cron=cron,
+        env=pairs_of(env),
+    )
+
+
+def packed(folder: Path, found: Addresses, upload: bool | None) -> Package | None:
+    """The folder, where it travels: as asked for, else when the cluster is another machine.
+
+    Raises:
+        UserError: it is too large, or has a link that leads out of it.
+    """
+    return pack(folder) if travels(found, upload) else None
+
+
+def travels(found: Addresses, upload: bool | None) -> bool:
+    """Whether the folder is sent with a job."""
+    return (not is_same_machine(found)) if upload is None else upload
 
 
 def team_of(given: str | None) -> str:

@@ -20,9 +20,8 @@ from seatrial.errors import UserError
 from seatrial.submission import ask, controller
 from seatrial.submission import plan as planning
 from seatrial.submission.follow import follow, may_be_tried_again, require_success
-from seatrial.submission.package import pack
 from seatrial.submission.recipes import load_recipe
-from seatrial.submission.submit import connect, is_same_machine, make_job, submit
+from seatrial.submission.submit import connect, make_job, submit
 
 
 def command(
@@ -46,14 +45,7 @@ def command(
     time_limit: queueing.TimeLimitOption = None,
     cron: queueing.CronOption = None,
     env: queueing.EnvOption = None,
-    upload: Annotated[
-        bool | None,
-        typer.Option(
-            "--upload/--no-upload",
-            help="Send the current folder with the job; by default only when the cluster is another machine.",
-            show_default=False,
-        ),
-    ] = None,
+    upload: queueing.UploadOption = None,
     no_queue: Annotated[
         bool, typer.Option("--no-queue", help="Hand it to Ray at once, as without a controller.")
     ] = False,
@@ -72,22 +64,22 @@ def command(
         pairs(planning.rows(planning.make_plan(recipe, gpu_tflops=config.gpu_tflops), config))
         return
     connect(found)
-    wishes = ask.Wishes(
-        team=_team(team, config),
+    wishes = queueing.wishes_of(
+        _team(team, config),
         priority=priority,
-        after=tuple(after or ()),
+        after=after,
         retries=retries,
-        time_limit_s=None if time_limit is None else 3600 * time_limit,
+        time_limit=time_limit,
         cron=cron,
-        env=queueing.pairs_of(env),
+        env=env,
     )
     plan = planning.make_plan(recipe, gpu_tflops=config.gpu_tflops)
     pairs(planning.rows(plan, config))
-    sends = (not is_same_machine(found)) if upload is None else upload
     if not no_queue and controller.answers(found):
-        _queue(checked, module, recipe, plan, wishes, found, sends=sends, force=force, detach=detach)
+        _queue(checked, module, recipe, plan, wishes, found, upload=upload, force=force, detach=detach)
         return
     _require_plain(wishes, no_queue=no_queue)
+    sends = queueing.travels(found, upload)
     _directly(checked.name, module, recipe, found, wishes, sends=sends, force=force, detach=detach)
 
 
@@ -106,12 +98,12 @@ def _queue(
     wishes: ask.Wishes,
     found: Addresses,
     *,
-    sends: bool,
+    upload: bool | None,
     force: bool,
     detach: bool,
 ) -> None:
     folder, now = Path.cwd(), time.time()
-    package = pack(folder) if sends else None
+    package = queueing.packed(folder, found, upload)
     wanted = ask.of_recipe(
         recipe,
         module,
