@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
+import yaml
 
 MARK = "SEATRIAL_TEST_CLUSTER"
+S3_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "seatrial",
+    "AWS_SECRET_ACCESS_KEY": "seatrial-secret",
+    "AWS_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+}
+WORDS = [
+    *("alpha", "beta", "gamma", "delta", "epsilon", "zeta"),
+    *("eta", "theta", "iota", "kappa", "lambda", "mu"),
+]
 
 
 @dataclass
@@ -71,6 +86,72 @@ class Job:
 Start = Callable[..., Job]
 
 
+def launch(
+    cluster: Cluster,
+    values: dict[str, Any],
+    place: Path,
+    program: Sequence[str] = ("-m", "seatrial_jobs.train"),
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+) -> Job:
+    """Start a recipe's driver in the folder ``place``."""
+    recipe, output = place / "recipe.yaml", place / "output.txt"
+    recipe.write_text(yaml.safe_dump(values))
+    with output.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, *program, str(recipe), *arguments],
+            env={**cluster.environment, **(environment or {})},
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=place,
+        )
+    return Job(process, output)
+
+
+@contextlib.contextmanager
+def ray_cluster(place: Path, mlflow_uri: str) -> Iterator[Cluster]:
+    """Ray with 4 logical CPUs; its files and its home are in ``place``."""
+    gcs, client, agent, metrics = _free_ports(4)
+    mark = f"jobs-{os.getpid()}"
+    environment = {
+        **os.environ,
+        MARK: mark,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_ADDRESS": f"127.0.0.1:{gcs}",
+        "MLFLOW_TRACKING_URI": mlflow_uri,
+        "SEATRIAL_HOME": str(place / "home"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        **S3_ENVIRONMENT,
+    }
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--num-cpus=4", "--block"),
+        *(f"--port={gcs}", f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"),
+        *(f"--metrics-export-port={metrics}", "--include-dashboard=false"),
+        *(f"--temp-dir=/tmp/ray_{mark}", "--node-ip-address=127.0.0.1", "--disable-usage-stats"),
+        "--object-store-memory=200000000",
+    ]
+    without_address = {key: value for key, value in environment.items() if key != "RAY_ADDRESS"}
+    log = (place / "head.log").open("wb")
+    head = subprocess.Popen(command, env=without_address, stdout=log, stderr=log, start_new_session=True)
+    found = Cluster(f"127.0.0.1:{gcs}", environment, mark)
+
+    def answers() -> bool:
+        said = Path(log.name).read_text()
+        assert head.poll() is None, said
+        return "Ray runtime started" in said
+
+    try:
+        until(answers, timeout_s=90)
+        yield found
+    finally:
+        head.terminate()
+        for process in found.processes():
+            kill(process)
+        head.wait(30)
+        log.close()
+
+
 class S3Server:
     """A real S3 server on a directory, which can go away and come back at the same address."""
 
@@ -103,6 +184,19 @@ class S3Server:
             return httpx.get(f"http://{self.address}").status_code < 500
         except httpx.TransportError:
             return False
+
+
+def write_data(place: Path) -> None:
+    """`pairs.jsonl` and `text.jsonl`: a task that a tiny model can learn."""
+    chance = random.Random(0)  # noqa: S311
+    with (place / "pairs.jsonl").open("w") as file:
+        for number in range(300):
+            first, second = chance.choice(WORDS), chance.choice(WORDS)
+            row = {"prompt": f"Join {first} and {second}, {number}", "response": f"{first} {second}"}
+            file.write(json.dumps(row) + "\n")
+    with (place / "text.jsonl").open("w") as file:
+        for _ in range(200):
+            file.write(json.dumps({"text": " ".join(chance.choice(WORDS) for _ in range(30))}) + "\n")
 
 
 def lora_recipe(base: Path, data: Path, storage: Path | str, **run: Any) -> dict[str, Any]:
@@ -138,6 +232,14 @@ def until(condition: Callable[[], Any], *, timeout_s: float = 300, every_s: floa
             return found
         time.sleep(every_s)
     raise AssertionError("waited too long")
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def _command(process: psutil.Process) -> list[str]:
