@@ -11,7 +11,6 @@ wait, and a node that is drained and idle goes at once.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import torch
 import torch.distributed as dist
+from ray.exceptions import RayActorError
 
 from seatrial_jobs.batches import Share
 from seatrial_jobs.elastic import ROOM, Room
@@ -28,16 +28,12 @@ if TYPE_CHECKING:
 
 ASK_EVERY_S = 1.0
 """Seconds between two questions; each is a barrier over all workers, of some milliseconds."""
-GONE_S = 1.0
-"""Seconds before a worker on a drained node goes, so that what it told the others last has arrived."""
-STAY_S = 10.0
-"""Seconds that the other workers stay: Ray Train has seen by then that the first ones are gone, and why."""
 CHANGE_S = 120.0
 """Seconds that a worker waits for a change of their number, which ends it."""
 
 
 class LeftError(Exception):
-    """This worker could go on, but not without the others."""
+    """This worker waited for its end in vain."""
 
 
 @dataclass(frozen=True)
@@ -93,21 +89,17 @@ class Notice:
     def leave(self, call: Call, sleep: Callable[[float], None] = time.sleep) -> NoReturn:
         """End this worker, whose work is kept, so that Ray Train starts all of them again.
 
-        Ray Train counts an exception as a failure of ours, and a return as the end of the job, unless it has
-        seen a worker on a drained node die before. So those die, and the others raise when that was seen.
-
         Raises:
-            LeftError: this worker's node stays.
+            RayActorError: a machine goes. Ray Train takes it for the death of a worker on that machine, which
+                it does not count as a failure of ours; a return would be the end of the job.
+            LeftError: the number of workers was to change, and did not.
         """
-        if call.preemption is None:
-            self._room.ready.set()
-            sleep(CHANGE_S)
-            raise LeftError("the number of workers was to change, and did not")
-        if self.share.rank in call.preemption.preempted_ranks:
-            sleep(GONE_S)
-            os._exit(1)
-        sleep(STAY_S)
-        raise LeftError(f"nodes are taken away: {', '.join(call.preemption.preempted_node_ids)}")
+        if call.preemption is not None:
+            nodes = ", ".join(call.preemption.preempted_node_ids)
+            raise RayActorError(error_msg=f"left in time: nodes are taken away: {nodes}", preempted=True)
+        self._room.ready.set()
+        sleep(CHANGE_S)
+        raise LeftError("the number of workers was to change, and did not")
 
 
 def steps_apart(steps: int, seconds: float) -> int:

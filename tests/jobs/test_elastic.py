@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from seatrial.config.recipe import TrainRecipe
 from seatrial.config.run import ResourcesSection, RunSection
+from seatrial.submission.ask import Wishes, of_recipe
 from seatrial_jobs import ledger
 from seatrial_jobs.batches import Batches, Share, cut, every
 from seatrial_jobs.data.chat import IGNORED, Encoded
@@ -148,6 +149,15 @@ def test_a_range_of_workers_is_shown_and_is_no_part_of_the_jobs_identity() -> No
     elastic, fixed = recipe(workers=[2, 4]), recipe(workers=2)
     assert (elastic.resources.shown_workers, fixed.resources.shown_workers) == ("2 to 4", "2")
     assert ledger.identity(elastic) == ledger.identity(fixed)
+
+
+def test_the_queue_waits_for_the_least_and_counts_the_most(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.touch()
+    wanted = recipe(workers=[2, 4], device="gpu")
+    how: dict[str, Any] = {"folder": tmp_path, "package": None, "force": False, "now": 0.0}
+    need = of_recipe(wanted, "seatrial_jobs.train", file, {}, Wishes("team"), **how).need
+    assert (need.workers, need.most, need.counted_gpus) == (2, 4, 4.0)
 
 
 @pytest.mark.parametrize(
