@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,15 @@ from tests.serving.stand import BASE, SERVICE, Stand
 from tests.store.conftest import postgres_url
 
 __all__ = ["postgres_url", "stand"]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty one."""
+    made = Store(f"sqlite:///{tmp_path / 'store.db'}")
+    made.migrate()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")

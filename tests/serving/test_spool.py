@@ -1,0 +1,141 @@
+"""The file that records wait in: full, cut, torn, taken over, and never lost."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seatrial.store import Store
+from seatrial_serving import spool as spool_module
+from seatrial_serving.recorder import Recorder
+from seatrial_serving.spool import Spool, SpoolFullError, orphans
+from tests.serving.recording import exposure, outcome, rows
+
+
+@pytest.mark.parametrize("call", ["write", "rename", "fdatasync"])
+def test_a_spool_that_cannot_be_shortened_keeps_every_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    spool = Spool.create(tmp_path)
+    spool.append(b'{"n":1}\n{"n":2}\n')
+
+    def full(*_: Any, **__: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path if call == "rename" else spool_module.os, call, full)
+        with pytest.raises(OSError, match="No space"):
+            spool.drop(8, b'{"kept":1}\n')
+    assert spool.read(0, 1000)[0] == [{"n": 1}, {"n": 2}]
+    spool.append(b'{"n":3}\n')
+    spool.drop(8, b'{"kept":1}\n')
+    assert spool.read(0, 1000)[0] == [{"kept": 1}, {"n": 2}, {"n": 3}]
+    assert spool.size == spool.path.stat().st_size
+    spool.sync()
+    assert list(orphans(tmp_path)) == [], "the new file is locked too"
+
+
+def test_half_a_line_is_taken_back_or_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool.create(tmp_path)
+    spool.append(b'{"n":1}\n')
+    write = os.write
+
+    def half(fd: int, data: bytes) -> int:
+        return write(fd, data[:4])
+
+    def away(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(spool_module.os, "write", half)
+        with pytest.raises(OSError, match="took 4 of 8"):
+            spool.append(b'{"n":2}\n')
+        assert spool.read(0, 1000) == ([{"n": 1}], 8)
+        patched.setattr(spool_module.os, "ftruncate", away)
+        with pytest.raises(OSError, match="took 4 of 8"):
+            spool.append(b'{"n":3}\n')
+    assert spool.read(0, 1000) == ([{"n": 1}], 8), "half a line is no record"
+    spool.append(b'{"n":4}\n')
+    assert spool.read(0, 1000)[0] == [{"n": 1}, {"n": 4}]
+    assert spool.size == spool.path.stat().st_size
+
+
+async def test_a_spool_that_somebody_cut_is_an_error_once(tmp_path: Path, store: Store) -> None:
+    recorder = Recorder(tmp_path / "spool", lambda: store)
+    recorder.opened(exposure(0))
+    recorder.exposed(exposure(1))
+    recorder.flush()
+    recorder.exposed(exposure(2))
+    os.truncate(recorder._spool.path, 0)
+    with pytest.raises(OSError, match="somebody cut it"):
+        recorder.flush()
+    recorder.exposed(exposure(3))
+    recorder.flush()
+    assert rows(store, "exposures") == ["r1", "r3"]
+
+
+async def test_rows_without_any_room_are_counted(tmp_path: Path, store: Store) -> None:
+    recorder = Recorder(tmp_path / "spool", lambda: store, buffer_rows=2)
+    recorder._spool._most_bytes = 10
+    for number in range(5):
+        recorder.exposed(exposure(number))
+    assert recorder.dropped == 3
+    assert recorder.flush()
+    assert rows(store, "exposures") == ["r0", "r1"]
+
+
+def test_a_living_owners_spool_is_left_alone(tmp_path: Path) -> None:
+    mine = Spool.create(tmp_path)
+    mine.append(b"{}\n")
+    assert list(orphans(tmp_path)) == []
+    mine.close(delete=False)
+    assert len(list(orphans(tmp_path))) == 1
+
+
+def test_a_file_that_its_owner_replaced_or_deleted_is_nobodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opened it before the change and locks it after must leave the new file alone."""
+    mine = Spool.create(tmp_path)
+    mine.append(b'{"n":1}\n')
+    flock = spool_module.fcntl.flock
+
+    def late(fd: int, operation: int) -> None:
+        monkeypatch.setattr(spool_module.fcntl, "flock", flock)
+        mine.drop(0, b"")
+        flock(fd, operation)
+
+    monkeypatch.setattr(spool_module.fcntl, "flock", late)
+    assert list(orphans(tmp_path)) == []
+    assert mine.read(0, 100)[0] == [{"n": 1}]
+    mine.close(delete=True)
+    with pytest.raises(FileNotFoundError):
+        Spool(mine.path, flags=0)
+    assert list(tmp_path.iterdir()) == [], "a scanner does not create again what is gone"
+
+
+def test_a_torn_line_is_left_out_and_the_rest_kept(tmp_path: Path, store: Store) -> None:
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    whole = json.dumps({"t": "exposure", **exposure(1)})
+    (folder / "1-dead.jsonl").write_text(f'{whole}\n{{"torn": \n{whole[:20]}')
+    recorder = Recorder(folder, lambda: store)
+    recorder.replay_orphans()
+    assert rows(store, "exposures") == ["r1"]
+
+
+async def test_a_full_spool_refuses_outcomes_and_keeps_exposures_in_memory(
+    tmp_path: Path, store: Store
+) -> None:
+    recorder = Recorder(tmp_path / "spool", lambda: store)
+    recorder._spool._most_bytes = 10
+    recorder.exposed(exposure(1))
+    with pytest.raises(SpoolFullError):
+        await recorder.outcomes([outcome(1)])
+    assert recorder.flush()
+    assert rows(store, "exposures") == ["r1"]
+    assert rows(store, "outcomes") == []
