@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,7 +28,8 @@ from seatrial.submission.recipes import load_recipe
 from seatrial_jobs import ledger
 from seatrial_jobs.events import complain
 from seatrial_jobs.memory import Memory, memory_of
-from seatrial_jobs.prepare import Prepared, prepare, read_config
+from seatrial_jobs.prepare import Prepared, prepare, read_config, steps_of
+from seatrial_jobs.search.forecast import Forecast, forecast, most_expensive
 from seatrial_jobs.shape import Shape
 
 START_S = 25.0
@@ -53,11 +54,21 @@ class Plan:
     cut_responses: int
     """Those that lose the end of their response, so that the model does not learn to stop there."""
     steps: int
+    """Of the longest trial, where there are several; the figures below are those of the dearest one."""
     batch_tokens: int
     """Places for tokens in one optimizer step."""
     trials: int
     """How often a search trains; 1 for every other job."""
-    workers: int
+    trials_at_a_time: int
+    """Those that must run together."""
+    all_steps: int
+    """Of all trials, if none is stopped: time and GPU-hours are of these."""
+    likely_steps: int
+    """Of all trials, if ``assumption`` holds."""
+    assumption: str
+    """How many trials the scheduler stops; empty where it stops none."""
+    workers: str
+    """Their number, or `2 to 4`. Time and GPU-hours are those of the smallest number."""
     device: str
     parameters: int
     """Weights of the model, trained or not."""
@@ -86,8 +97,12 @@ def plan(
     shape = _shape(recipe, prepared)
     device = _device(recipe)
     tflops = gpu_tflops if device == "gpu" else None
-    estimated_s = _estimate_s(recipe, prepared, shape, tflops) if shape else None
-    gpus = recipe.resources.workers if device == "gpu" else 0
+    longest = _dearest(recipe, lambda trial: steps_of(trial, prepared.train) * trial.run.batch_rows)
+    steps = steps_of(longest, prepared.train)
+    search = recipe.search if isinstance(recipe, TuneRecipe) else None
+    foreseen = forecast(search, steps) if search else Forecast(steps, steps, "")
+    estimated_s = _estimate_s(longest, prepared, foreseen.most / steps, shape, tflops) if shape else None
+    gpus = recipe.resources.min_workers if device == "gpu" else 0
     return Plan(
         rows_read=prepared.split.rows_read,
         rows_kept=prepared.split.rows_kept,
@@ -96,16 +111,20 @@ def plan(
         cut_documents=prepared.cut.documents,
         cut_tokens=prepared.cut.tokens,
         cut_responses=prepared.cut.responses,
-        steps=prepared.steps,
-        batch_tokens=recipe.run.batch_rows * recipe.run.seq_tokens,
-        trials=_trials(recipe),
-        workers=recipe.resources.workers,
+        steps=steps,
+        batch_tokens=longest.run.batch_rows * longest.run.seq_tokens,
+        trials=search.count if search else 1,
+        trials_at_a_time=search.least_at_a_time if search else 1,
+        all_steps=foreseen.most,
+        likely_steps=foreseen.likely,
+        assumption=foreseen.assumption,
+        workers=recipe.resources.shown_workers,
         device=device,
         parameters=shape.parameters if shape else 0,
         estimated_s=estimated_s,
         gpu_hours=None if estimated_s is None else round(gpus * estimated_s / 3600, 4),
         gpu_tflops=tflops,
-        memory=memory_of(recipe, shape, on_gpu=device == "gpu") if shape else None,
+        memory=_memory(recipe, shape, on_gpu=device == "gpu") if shape else None,
         digests=_digests(recipe, prepared),
     )
 
@@ -140,31 +159,43 @@ def _device(recipe: Recipe) -> str:
     return "gpu" if Path("/dev/nvidia0").exists() else "cpu"
 
 
+def _dearest(
+    recipe: TrainRecipe | PretrainRecipe, cost: Callable[[TrainRecipe], float]
+) -> TrainRecipe | PretrainRecipe:
+    return most_expensive(recipe, cost) if isinstance(recipe, TuneRecipe) else recipe
+
+
+def _memory(recipe: TrainRecipe | PretrainRecipe, shape: Shape, *, on_gpu: bool) -> Memory:
+    """Of the largest trial, where there are several."""
+    largest = _dearest(recipe, lambda trial: sum(vars(memory_of(trial, shape, on_gpu=on_gpu)).values()))
+    return memory_of(largest, shape, on_gpu=on_gpu)
+
+
 def _estimate_s(
-    recipe: TrainRecipe | PretrainRecipe, prepared: Prepared, shape: Shape, gpu_tflops: float | None
+    recipe: TrainRecipe | PretrainRecipe,
+    prepared: Prepared,
+    trials: float,
+    shape: Shape,
+    gpu_tflops: float | None,
 ) -> float:
-    run = recipe.run
+    run, steps = recipe.run, steps_of(recipe, prepared.train)
     trains_base = isinstance(recipe, PretrainRecipe) or recipe.method.type != "lora"
     per_token = shape.flops_per_token(run.seq_tokens, trains_base=trains_base)
-    tokens = prepared.steps * run.batch_rows * run.seq_tokens
-    measured = _measurements(recipe, prepared) * run.seq_tokens
-    flops = _trials(recipe) * (per_token * tokens + per_token / 3 * measured)
+    tokens = steps * run.batch_rows * run.seq_tokens
+    measured = _measurements(recipe, prepared, steps) * run.seq_tokens
+    flops = trials * (per_token * tokens + per_token / 3 * measured)
     if gpu_tflops is not None:  # sustained: all of a step is in it
-        return round(START_S + flops / (gpu_tflops * 1e12 * recipe.resources.workers), 1)
+        return round(START_S + flops / (gpu_tflops * 1e12 * recipe.resources.min_workers), 1)
     speed = matmul_flops_per_s(shape, min(run.seq_tokens * 4, 2048))
     return round(START_S + OTHER_THAN_MATMUL * flops / speed, 1)
 
 
-def _trials(recipe: Recipe) -> int:
-    return recipe.search.count if isinstance(recipe, TuneRecipe) else 1
-
-
-def _measurements(recipe: Recipe, prepared: Prepared) -> int:
+def _measurements(recipe: Recipe, prepared: Prepared, steps: int) -> int:
     """Held-out rows that are looked at during the run."""
     if prepared.heldout is None:
         return 0
     every = recipe.run.evaluate_every
-    times = 1 + ((prepared.steps - 1) // every if every else 0)
+    times = 1 + ((steps - 1) // every if every else 0)
     return times * prepared.heldout.rows
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from seatrial.config.recipe import TrainRecipe
+from seatrial.config.tune import TuneRecipe
 from seatrial.errors import UserError
 from seatrial.store import Store
 from seatrial.store.job import Job, Need
@@ -46,6 +47,28 @@ def wanted(
         force=force,
         now=5.0,
     )
+
+
+def test_a_search_asks_for_room_for_the_trials_that_must_run_together_and_counts_those_that_may(
+    tmp_path: Path,
+) -> None:
+    rates = {"run.learning_rate": {"type": "log_uniform", "low": 1e-4, "high": 1e-2}}
+
+    def need(**search: object) -> tuple[int, int | None]:
+        made = TuneRecipe.model_validate(
+            recipe(run={"steps": 20, "batch_rows": 8}, resources={"workers": 2, "device": "gpu"}).model_dump()
+            | {"search": {"space": rates, "trials": 4, **search}}
+        )
+        file, wishes = tmp_path / "r.yaml", ask.Wishes("default")
+        job = ask.of_recipe(
+            made, "m.tune", file, DIGESTS, wishes, folder=tmp_path, package=None, force=False, now=0.0
+        )
+        assert job.need.gpus == 1.0
+        return job.need.workers, job.need.most
+
+    assert need() == (2, 8)
+    assert need(max_concurrent=3) == (2, 6)
+    assert need(scheduler={"type": "pbt", "interval_steps": 10}) == (8, 8)
 
 
 def test_the_same_code_configuration_and_data_are_the_same_job(store: Store, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from simulated import World, cluster, gpus, job
 
 from seatrial.config.jobs import JobsConfig
 from seatrial.store.job import Attempt, Need
-from seatrial.submission.order import Cluster, Node, next_jobs
+from seatrial.submission.order import Cluster, Node, needs, next_jobs
 
 NOW = 10_000.0
 
@@ -33,6 +33,15 @@ def test_inside_a_team_priority_and_then_age_decide() -> None:
     ]
     assert started(queue, cluster((8, 0))) == ["urgent", "old", "new", "later"]
     assert started(queue, cluster((2, 0))) == ["urgent", "old"]
+
+
+def test_what_a_job_may_grow_to_is_no_more_than_the_cluster_has() -> None:
+    config = JobsConfig()
+    grows = Need(2, 1.0, 1.0, most=12)
+    assert needs(grows, cluster((8, 4)), config).counted_gpus == 4.0
+    assert needs(grows, cluster((8, 1)), config).counted_gpus == 2.0
+    assert needs(Need(2, 1.0, most=12, is_auto=True), cluster((8, 4)), config).counted_gpus == 4.0
+    assert needs(Need(2, 1.0, most=12, is_auto=True), cluster((8, 0)), config).counted_gpus == 0.0
 
 
 def test_a_priority_takes_nothing_from_another_team() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from seatrial.config.recipe import Recipe
+from seatrial.config.tune import TuneRecipe
 from seatrial.errors import UserError
 from seatrial.store import Store
 from seatrial.store.job import ENDED, Job, Need, Spec
@@ -69,10 +70,12 @@ def of_recipe(
     metadata = {"seatrial.recipe": file.name, "seatrial.job": recipe.name, "seatrial.team": wishes.team}
     screening.require_none(commands[0], wishes.env, metadata, _texts(recipe.model_dump(mode="json")))
     resources = recipe.resources
+    least, most = _trials_at_a_time(recipe)
     need = Need(
-        workers=resources.workers,
+        workers=least * resources.min_workers,
         cpus=resources.cpus_per_worker,
         gpus=1.0 if resources.device == "gpu" else 0.0,
+        most=most * resources.max_workers,
         is_auto=resources.device == "auto",
     )
     spec = Spec(commands[0], commands[1], dict(wishes.env), metadata, package, str(file))
@@ -192,6 +195,13 @@ def _job(name: str, work: object, spec: Spec, need: Need, wishes: Wishes, now: f
         time_limit_s=wishes.time_limit_s,
         cron=wishes.cron,
     )
+
+
+def _trials_at_a_time(recipe: Recipe) -> tuple[int, int]:
+    """Those that a search must have room for, and those that it takes; 1 for every other job."""
+    if not isinstance(recipe, TuneRecipe):
+        return 1, 1
+    return recipe.search.least_at_a_time, recipe.search.most_at_a_time
 
 
 def _texts(values: object, at: str = "") -> dict[str, str]:

@@ -75,11 +75,14 @@ class Order:
 
 
 def needs(need: Need, cluster: Cluster, config: JobsConfig) -> Need:
-    """With the GPUs that `device: auto` comes to on this cluster."""
-    if not need.is_auto:
-        return need
+    """With the GPUs that `device: auto` comes to on this cluster, and no more workers than it has GPUs."""
     present = max(cluster.gpus, config.grows_to.gpus if config.grows_to else 0.0)
-    return replace(need, is_auto=False, gpus=1.0 if present >= need.workers else 0.0)
+    if need.is_auto:
+        need = replace(need, is_auto=False, gpus=1.0 if present >= need.workers else 0.0)
+    if need.most is not None and need.gpus > 0:
+        held = int(present / need.gpus)
+        need = replace(need, most=max(min(need.most, held), need.workers))
+    return need
 
 
 def next_jobs(
@@ -202,7 +205,7 @@ class _Round:
         if teams and job.team not in teams:
             return f"team {job.team}: not in jobs.yaml (teams: {', '.join(sorted(teams))})"
         limit = self._team(job.team).gpu_hours
-        gpus = need.workers * need.gpus
+        gpus = need.counted_gpus
         if limit is not None and gpus > 0:
             wanted = gpus * (job.time_limit_s or 0.0) / 3600
             bound = self._bound.get(job.team, 0.0)
@@ -257,7 +260,7 @@ class _Round:
     def _promise(self, job: Job, need: Need, ran_s: float) -> None:
         """Count what a job with a time limit may still use."""
         left_s = max(0.0, (job.time_limit_s or 0.0) - ran_s)
-        hours = need.workers * need.gpus * left_s / 3600
+        hours = need.counted_gpus * left_s / 3600
         self._bound[job.team] = self._bound.get(job.team, 0.0) + hours
 
 
