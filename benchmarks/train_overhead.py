@@ -62,12 +62,13 @@ def recipe_for(workers: int) -> PretrainRecipe:
 
 def alternate(spec: Any) -> dict[str, list[float]]:
     """In the worker: our loop, whose every block is followed by a block of the bare one; seconds a step."""
-    import ray
+    import ray.train
 
     from seatrial.config.method import FullMethod
     from seatrial_jobs import methods, watch, worker
     from seatrial_jobs.batches import Batches
     from seatrial_jobs.loop import Schedule, Step, autocast_for, optimizer_for, train
+    from seatrial_jobs.preemption import Notice
 
     run = spec.recipe.run
     share = worker._share(spec)
@@ -77,7 +78,8 @@ def alternate(spec: Any) -> dict[str, list[float]]:
     optimizer = optimizer_for(model, run)
     schedule, autocast = Schedule.of(run, spec.steps), autocast_for(run, share.device)
     recorder = worker._recorder(spec) if share.rank == 0 else None
-    seen = watch.Watch(spec, share, model, optimizer, schedule, None, autocast, recorder)
+    notice = Notice(share, ray.train.get_preemption_info)
+    seen = watch.Watch(spec, share, model, optimizer, schedule, None, autocast, recorder, notice=notice)
     batches = Batches(packed, run.batch_rows, run.accumulate, run.seed, share)
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
     losses: list[tuple[float, float]] = []
