@@ -145,6 +145,12 @@ def test_no_ray_is_one_line_with_the_remedy(run: Run, tmp_path: Path) -> None:
     assert said[0].startswith("RAY_API_SERVER_ADDRESS: http://127.0.0.1:9/api/version does not answer")
 
 
+def test_a_store_without_tables_is_one_line_with_the_remedy(run: Run) -> None:
+    code, _, said = run("power", "helper")
+    assert (code, len(said)) == (75, 1)
+    assert said[0].startswith("store: no such table: services: the controller makes the tables: run")
+
+
 def test_no_controller_is_one_line_with_the_remedy(run: Run) -> None:
     code, _, said = run("trial", "status", "helper")
     assert (code, len(said)) == (75, 1)
@@ -172,6 +178,9 @@ def test_strangers_may_only_call_on_loopback(
         (["schema", "thing"], "Invalid value for 'kind': 'thing' is not one of"),
         (["key", "Not A Slug"], "NAME: Not A Slug"),
         (["promote", "helper", "second"], "VERSION: second: no number"),
+        (["trial", "start", "helper", "2", "--as", "champion"], "--as: champion: opens no trial"),
+        (["trial", "report", "a/../b"], "TRIAL: a/../b: no such name: use a-z, 0-9 and -"),
+        (["trial", "stop", "helper"], "Missing option '--reason'"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(run: Run, arguments: list[str], expected: str) -> None:

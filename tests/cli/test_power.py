@@ -54,6 +54,12 @@ def test_a_service_gives_its_alpha_split_and_minimum(tmp_path: Path, monkeypatch
         (["--power", "0.01"], "--power: 0.01: give more than alpha"),
         (["--split", "0"], "--split: 0"),
         (["--sd", "-1"], "--sd: -1"),
+        (["--sd", "1e300"], "--sd: 1e+300: give a number above 0, at most 1e+15"),
+        (["--alpha", "0.5"], "--alpha: 0.5: give a share below 0.5"),
+        (["--lift", "nan"], "--lift: nan: give a number from"),
+        (["--lift", "1e-12"], "--lift: takes 3.1e+25 units"),
+        (["--baseline", "inf", "--sd", "1"], "--baseline: inf: give a number from"),
+        (["--units-per-day", "inf"], "--units-per-day: inf"),
     ],
 )
 def test_what_cannot_be_computed_is_one_line_and_exit_code_2(arguments, said, capsys):

@@ -343,6 +343,13 @@ def test_another_kind_of_database_is_refused_in_one_line(url):
     assert "\n" not in str(error.value)
 
 
+def test_a_database_without_tables_says_who_makes_them(store_url: str):
+    found = Store(store_url)
+    with pytest.raises(RetryableError, match="the controller makes the tables: run `seatrial up`"):
+        found.services()
+    found.close()
+
+
 def test_a_database_that_is_away_is_worth_another_try():
     store = Store("postgresql+psycopg://nobody:secret@127.0.0.1:9/none")
     with pytest.raises(RetryableError, match="store:") as error:

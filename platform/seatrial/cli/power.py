@@ -21,6 +21,8 @@ from seatrial.experiments.power import (
 )
 
 LOOKS = 5
+MOST = 1e15  # as for the values of outcomes
+MOST_UNITS = 1e10
 
 
 def command(
@@ -61,11 +63,16 @@ def command(
     for name, value in (("--alpha", alpha), ("--power", power), ("--split", split)):
         if not 0 < value < 1:
             raise UserError(f"{name}: {value:g}: give a share between 0 and 1")
+    if alpha >= 0.5:
+        raise UserError(f"--alpha: {alpha:g}: give a share below 0.5")
+    for name, number in (("--baseline", baseline), ("--lift", lift)):
+        if not abs(number) <= MOST:
+            raise UserError(f"{name}: {number:g}: give a number from {-MOST:g} to {MOST:g}")
     if power <= alpha:
         raise UserError(f"--power: {power:g}: give more than alpha ({alpha:g})")
     for name, given in (("--sd", sd), ("--units-per-day", units_per_day)):
-        if given is not None and not given > 0:
-            raise UserError(f"{name}: {given:g}: give a number above 0")
+        if given is not None and not 0 < given <= MOST:
+            raise UserError(f"{name}: {given:g}: give a number above 0, at most {MOST:g}")
     try:
         effect = effect_of(baseline, lift, split, sd)
         rows = _rows(effect, alpha, power, policy)
@@ -85,6 +92,8 @@ def command(
 
 def _rows(effect: Effect, alpha: float, power: float, policy: Mapping[str, Any]) -> list[tuple[str, Units]]:
     once = fixed_units(effect, alpha, power)
+    if once > MOST_UNITS:
+        raise ValueError(f"lift: takes {once:.1e} units even when looked at once: give a larger lift")
     minimum = policy.get("minimum_units") or min(200.0, once)
     tuning = policy.get("tuning_units") or policy.get("minimum_units") or once
     found = sequential_units(effect, alpha, power, tuning_n=tuning, minimum_units=minimum)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from seatrial.config.secret import CONTROLLER_TOKEN, bearer
 from seatrial.errors import RetryableError, UserError
 
 TIMEOUT_S = 10.0
+NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 
 def answers(addresses: Addresses) -> bool:
@@ -42,6 +44,8 @@ def trial(addresses: Addresses, name: str) -> Mapping[str, Any]:
         UserError: it knows neither.
         RetryableError: as :func:`status`.
     """
+    if not NAME.fullmatch(name):
+        raise UserError(f"TRIAL: {name}: no such name: use a-z, 0-9 and -")
     services = {each["name"]: each for each in status(addresses).get("services", [])}
     found = (services.get(name) or {}).get("trial")
     if name in services and found is None:
