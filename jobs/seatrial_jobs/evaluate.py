@@ -65,16 +65,14 @@ def heldout_loss(
     from seatrial_jobs.batches import every
     from seatrial_jobs.data.chat import IGNORED
     from seatrial_jobs.loop import token_loss
+    from seatrial_jobs.sharding import looking
 
     total = torch.zeros(2, dtype=torch.float64, device=share.device)  # (2,) loss sum, tokens
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
+    with looking(model):
         for batch in every(packed, rows_at_once, share, apart=apart):
             with autocast():
                 total[0] += token_loss(model, batch)
             total[1] += (batch.targets != IGNORED).sum()
-    model.train(was_training)
     if share.size > 1:
         dist.all_reduce(total)
     return float(total[0] / total[1]) if total[1] else math.nan
@@ -87,7 +85,11 @@ def answer(
     max_new_tokens: int,
     device: torch.device,
 ) -> list[str]:
-    """Greedy answers, many at once; prompts are padded on the left so that all end at the same place."""
+    """Greedy answers, many at once; prompts are padded on the left so that all end at the same place.
+
+    Of a model that is divided all workers answer as many, word by word together, each with what it holds:
+    measuring never takes more memory than training did.
+    """
     answers = [""] * len(questions)
     # Equal lengths together: less padding.
     by_length = sorted(range(len(questions)), key=lambda i: len(questions[i].prompt_ids))
@@ -114,6 +116,8 @@ def _generate(
 ) -> list[str]:
     import torch
 
+    from seatrial_jobs.sharding import is_sharded, looking
+
     room = _longest(model) - max_new_tokens
     prompts = [prompt[-room:] for prompt in prompts] if room > 0 else prompts
     width = max(len(prompt) for prompt in prompts)
@@ -123,8 +127,7 @@ def _generate(
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
         seen[row, width - len(prompt) :] = 1
-    model.eval()
-    with torch.inference_mode():
+    with looking(model):
         whole = model.generate(
             input_ids=ids,
             attention_mask=seen,
@@ -132,6 +135,7 @@ def _generate(
             do_sample=False,
             eos_token_id=_ends(model, tokenizer),
             pad_token_id=pad,
+            synced_gpus=is_sharded(model),
         )  # (b, P + new)
     return [str(text) for text in tokenizer.batch_decode(whole[:, width:], skip_special_tokens=True)]
 

@@ -5,9 +5,10 @@ Shapes: b rows in a pass, T tokens in a row, V entries in the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -20,6 +21,7 @@ from seatrial.config.run import RunSection
 from seatrial.errors import UserError
 from seatrial_jobs.batches import Batch, Batches
 from seatrial_jobs.data.chat import IGNORED
+from seatrial_jobs.sharding import whole
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,10 @@ def train(
     ``loss_of`` is :func:`token_loss` or a faster equal of it, as :func:`loss_for` gives.
 
     The loss of a step is the sum over its tokens divided by their number over all workers and passes, so
-    that neither changes the result.
+    that neither changes the result. The model is in training meanwhile, whatever the method and however it
+    was loaded: dropout is what the base's configuration and the method say, and off in measurements.
     """
+    model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     loss_of = loss_of or token_loss
     for step in range(start, schedule.steps):
@@ -105,7 +109,7 @@ def train(
                 # Data-parallel workers average their gradients; the sum is wanted.
                 (loss * batches.share.size).backward()
             step_loss += loss.detach()
-        grad_norm = nn.utils.clip_grad_norm_(trained, clip_norm)  # ()
+        grad_norm = _clip(trained, clip_norm)  # ()
         if batches.share.size > 1:
             dist.all_reduce(step_loss)
         applied = guard is None or guard.allows(step, step_loss, grad_norm)
@@ -149,7 +153,7 @@ def loss_for(run: RunSection) -> LossOf:
 
 
 def recompute_layers(model: nn.Module) -> None:
-    """Keep no activations inside the layers (Chen et al. 2016, arXiv:1604.06174).
+    """Keep no activations inside the layers while training (Chen et al. 2016, arXiv:1604.06174).
 
     Raises:
         UserError: this model's layers cannot do so.
@@ -158,7 +162,6 @@ def recompute_layers(model: nn.Module) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
     except ValueError as error:
         raise UserError(f"run.recompute: true: this model cannot ({error}): leave it out") from error
-    model.train()  # layers of a model in evaluation keep their activations all the same
 
 
 def _cross_entropies(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -178,10 +181,13 @@ def optimizer_for(model: nn.Module, run: RunSection) -> torch.optim.AdamW:
 
 
 def autocast_for(run: RunSection, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
-    """The arithmetic of the forward pass: bfloat16 where the recipe asks for it, or where it pays."""
-    if run.precision == "bfloat16" or (run.precision == "auto" and has_bfloat16(device)):
-        return lambda: torch.autocast(device.type, torch.bfloat16)
-    return nullcontext
+    """The arithmetic of the forward pass, by :func:`in_halves`."""
+    return partial(torch.autocast, device.type, torch.bfloat16) if in_halves(run, device) else nullcontext
+
+
+def in_halves(run: RunSection, device: torch.device) -> bool:
+    """Whether a forward pass is in bfloat16: where the recipe asks for it, or where it pays."""
+    return run.precision == "bfloat16" or (run.precision == "auto" and has_bfloat16(device))
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -189,8 +195,20 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" and bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
+def _clip(trained: Sequence[nn.Parameter], clip_norm: float) -> torch.Tensor:
+    """Shorten the gradient to ``clip_norm``; its norm before, over all workers' parts; ()."""
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    norm = whole(nn.utils.get_total_norm(gradients))
+    nn.utils.clip_grads_with_norm_(trained, clip_norm, norm)
+    return norm
+
+
 def _exchange(model: nn.Module, *, when: bool) -> AbstractContextManager[object]:
-    """Gradients travel between workers in the last pass of a step only."""
+    """Gradients travel between workers in the last pass of a step only, where each has the whole model.
+
+    Where weights are divided they travel in every pass: kept for the last one, each worker would hold the
+    whole gradient, which dividing is there to avoid.
+    """
     if when or not isinstance(model, nn.parallel.DistributedDataParallel):
         return nullcontext()
     held: AbstractContextManager[object] = model.no_sync()

@@ -9,6 +9,13 @@ weight and a bytes an activation (4, or 2 in bfloat16):
 - optimizer    8 t                                        (AdamW's two moments in float32)
 - activations  b T (L (a (6 h + 2 (H + K) d + 4 f) + 8 h) + 12 V)
 
+With `resources.sharding: full`, N workers divide the first three lines. Each holds besides, put together,
+what lies outside of the layers (E weights, e of them trained) and two layers (P' each, p' trained):
+
+- weights      w P / N + a (E + 2 P')
+- gradients    4 t / N + (a + 4) (e + p')                 (a layer's whole gradient, and the sum that is sent)
+- optimizer    8 t / N
+
 With `run.recompute` a layer keeps its input alone, 4 h, besides one layer that is being computed again. With
 `run.loss_chunk_tokens` c, logits take 2 a V a token, their gradient included, and 12 V for c tokens.
 
@@ -40,19 +47,27 @@ class Memory:
 
 def memory_of(recipe: TrainRecipe | PretrainRecipe, shape: Shape, *, on_gpu: bool) -> Memory:
     """What one worker of the recipe needs."""
-    run, workers = recipe.run, recipe.resources.workers
-    rows = run.batch_rows // (workers * run.accumulate)
+    run, workers = recipe.run, recipe.resources
+    rows = run.batch_rows // (workers.min_workers * run.accumulate)
     is_lora = isinstance(recipe, TrainRecipe) and isinstance(recipe.method, LoraMethod)
     trained = _adapter_weights(recipe.method, shape) if is_lora else shape.parameters  # type: ignore[union-attr]
-    halves = run.precision == "bfloat16" or (run.precision == "auto" and on_gpu)
+    bytes_each = 2 if run.precision == "bfloat16" or (run.precision == "auto" and on_gpu) else 4
     each = _bytes_of_weight(recipe, frozen=is_lora, on_gpu=on_gpu)
+    weights = each * shape.parameters + (4 * trained if is_lora else 0)
+    gradients, parts = 4 * trained * (2 if workers.max_workers > 1 else 1), 1
+    if workers.sharding == "full" and workers.min_workers > 1:
+        parts = workers.min_workers
+        outside, layer = shape.parameters - shape.block, shape.block // shape.layers
+        learnt = trained // shape.layers if is_lora else outside + layer
+        weights = weights // parts + bytes_each * (outside + 2 * layer)
+        gradients = 4 * trained // parts + (bytes_each + 4) * learnt
     return Memory(
-        weights=each * shape.parameters + (4 * trained if is_lora else 0),
-        gradients=4 * trained * (2 if workers > 1 else 1),
-        optimizer=8 * trained,
+        weights=weights,
+        gradients=gradients,
+        optimizer=8 * trained // parts,
         activations=activation_bytes(
             *(shape, rows * run.seq_tokens),
-            bytes_each=2 if halves else 4,
+            bytes_each=bytes_each,
             recompute=run.recompute,
             chunk_tokens=run.loss_chunk_tokens,
         ),

@@ -14,6 +14,7 @@ from torch import nn
 
 from seatrial_jobs.batches import documents
 from seatrial_jobs.data.pack import Packed
+from seatrial_jobs.sharding import looking
 
 DOCUMENT_TOKENS = 24
 TOLERANCE = {torch.float32: 1e-4}
@@ -31,15 +32,10 @@ def keeps_apart(model: nn.Module, packed: Packed, device: torch.device) -> bool:
         return True
     first, second = (torch.from_numpy(ids.astype(np.int64)).to(device) for ids in found)
     positions = torch.cat([torch.arange(len(ids), device=device) for ids in (first, second)])[None]
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            each = [model(input_ids=ids[None], use_cache=False).logits for ids in (first, second)]
-            alone = torch.cat(each, 1)  # (1, T, V)
-            together = _packed_logits(model, torch.cat([first, second])[None], positions)
-    finally:
-        model.train(was_training)
+    with looking(model):
+        each = [model(input_ids=ids[None], use_cache=False).logits for ids in (first, second)]
+        alone = torch.cat(each, 1)  # (1, T, V)
+        together = _packed_logits(model, torch.cat([first, second])[None], positions)
     return together is not None and _distance(together, alone) < TOLERANCE.get(alone.dtype, ROUGH_TOLERANCE)
 
 

@@ -22,7 +22,7 @@ from seatrial.config.method import FullMethod
 from seatrial.config.recipe import PretrainRecipe, TrainRecipe
 from seatrial.errors import UserError
 from seatrial.registry import runs, versions
-from seatrial_jobs import checkpoint, ledger, methods
+from seatrial_jobs import checkpoint, ledger, methods, sharding
 from seatrial_jobs.batches import Batches, Share
 from seatrial_jobs.data.pack import Packed
 from seatrial_jobs.evaluate import Scores, answer, failed_gates, score
@@ -31,11 +31,13 @@ from seatrial_jobs.loop import (
     Schedule,
     autocast_for,
     has_bfloat16,
+    in_halves,
     loss_for,
     optimizer_for,
     recompute_layers,
     train,
 )
+from seatrial_jobs.preemption import Notice
 from seatrial_jobs.prepare import load_tokenizer, write_files
 from seatrial_jobs.probe import keeps_apart
 from seatrial_jobs.recorder import Recorder, point
@@ -98,8 +100,13 @@ def _work(spec: Spec, share: Share, recorder: Recorder | None) -> Outcome:
         *(spec, share, model, optimizer, schedule, heldout, autocast, recorder),
         tokens_digest=train_rows.digest,
         apart=apart,
+        notice=Notice(share, ray.train.get_preemption_info),
     )
-    batches = Batches(train_rows, run.batch_rows, run.accumulate, run.seed, share, apart=apart)
+    batches = Batches(
+        *(train_rows, run.batch_rows, run.accumulate, run.seed, share),
+        fewest=spec.recipe.resources.min_workers,
+        apart=apart,
+    )
     guard = watch.watch_for_spikes(run.spikes, batches) if run.spikes else None
     start = watch.restore()
     watch.begin(batches)
@@ -116,12 +123,15 @@ def _work(spec: Spec, share: Share, recorder: Recorder | None) -> Outcome:
         after_step=watch,
     )
     outcome = _evaluate(spec, share, model, watch)
+    exports = _told(spec.export and not outcome.reasons, share)
+    if exports and sharding.is_sharded(model):
+        sharding.gather(model, share, trained_only=method.kind == "adapter")
     if recorder is not None:
         if not recorder.close(DRAIN_TIMEOUT_S):
             raise RuntimeError(
                 f"MLflow at {spec.mlflow_uri} did not take the measurements: {recorder.problem}"
             )
-        if spec.export and not outcome.reasons:
+        if exports:
             outcome.manifest = _export(spec, checkpoint.plain(model), method)
     return outcome
 
@@ -167,10 +177,9 @@ def _model(spec: Spec, method: methods.Method, share: Share) -> nn.Module:
     for found in problems:
         if found is not None:
             raise UserError(found)
-    prepared: nn.Module = ray.train.torch.prepare_model(
-        ready, parallel_strategy_kwargs={"forward_sync_buffers": False}
-    )
-    return prepared
+    assert ready is not None  # noqa: S101
+    halves = in_halves(spec.recipe.run, share.device)
+    return sharding.spread(ready, share, spec.recipe.resources.sharding, halves=halves)
 
 
 def _apart(spec: Spec, share: Share, model: nn.Module, rows: Packed) -> bool:
@@ -283,6 +292,8 @@ def _evaluate(spec: Spec, share: Share, model: nn.Module, watch: Watch) -> Outco
     tokenizer = _tokenizer(spec)
     gate = spec.recipe.gate
     mine = spec.questions[share.rank :: share.size]
+    if spec.questions and sharding.is_sharded(model):
+        mine = sharding.filled(mine, spec.questions[0], share)
     texts = (
         answer(checkpoint.plain(model), tokenizer, mine, gate.max_new_tokens, share.device) if mine else []
     )
@@ -303,6 +314,14 @@ def _evaluate(spec: Spec, share: Share, model: nn.Module, watch: Watch) -> Outco
         for q, a in zip(spec.questions, answers, strict=True)
     ]
     return Outcome(scores=scores, reasons=failed_gates(gate, scores), samples=samples)
+
+
+def _told(what: bool, share: Share) -> bool:
+    """What the first worker says, on every worker."""
+    said = [what]
+    if share.size > 1:
+        dist.broadcast_object_list(said)
+    return said[0]
 
 
 def _export(spec: Spec, model: nn.Module, method: methods.Method) -> str:

@@ -228,6 +228,7 @@ def test_recomputed_layers_give_the_same_training_and_keep_less(tiny_base: Path,
 
     def kept(model: torch.nn.Module) -> int:
         sizes: list[int] = []
+        model.train()  # as the loop does
         with torch.autograd.graph.saved_tensors_hooks(
             lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor
         ):
@@ -238,6 +239,28 @@ def test_recomputed_layers_give_the_same_training_and_keep_less(tiny_base: Path,
         losses(fresh(False), packed, run_of()), abs=1e-5
     )
     assert kept(fresh(True)) < kept(fresh(False)) / 2
+
+
+@pytest.mark.parametrize("method", [FullMethod(type="full"), LoraMethod(type="lora", rank=4)])
+def test_dropout_is_what_the_base_says_in_every_way_to_train_and_off_in_measurements(method: Any):
+    packed = pack(documents(60), 64)
+
+    def trained(share: float, seed: int, *, recompute: bool = False) -> tuple[list[float], list[float]]:
+        torch.manual_seed(0)
+        config = AutoConfig.for_model("llama", **SIZES, intermediate_size=128, attention_dropout=share)
+        base = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()  # as it is when loaded
+        made = methods.build(method).prepare(base)
+        if recompute:
+            recompute_layers(made)
+        torch.manual_seed(seed)
+        found = losses(made, packed, run_of())
+        return found, [heldout_loss(made, packed, 2, ALONE, nullcontext) for _ in range(2)]
+
+    first, measured = trained(0.5, 1)
+    assert trained(0.5, 2)[0] != pytest.approx(first, abs=1e-4)
+    assert trained(0.5, 1, recompute=True)[0] == pytest.approx(first, abs=1e-5)
+    assert trained(0.0, 2)[0] == trained(0.0, 1)[0]
+    assert measured[0] == measured[1]
 
 
 def test_the_compiled_loss_gives_the_same_training(tiny_base: Path, monkeypatch: pytest.MonkeyPatch):

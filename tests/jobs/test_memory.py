@@ -89,3 +89,19 @@ def test_adapters_are_counted_as_peft_makes_them(targets: object) -> None:
     found = memory_of(recipe({"type": "lora", "rank": 4, "targets": targets}), SMALL, on_gpu=True)
     assert (found.gradients, found.optimizer) == (4 * trained, 8 * trained)
     assert found.weights == 2 * SMALL.parameters + 4 * trained, "frozen weights are bfloat16 on GPUs"
+
+
+def test_sharded_workers_divide_weights_gradients_and_optimizer() -> None:
+    alone = memory_of(recipe({"type": "full"}), WIDE, on_gpu=False)
+    four = memory_of(recipe({"type": "full"}, workers=4, sharding="full"), WIDE, on_gpu=False)
+    outside, layer = WIDE.parameters - WIDE.block, WIDE.block // WIDE.layers
+    assert four.weights == alone.weights // 4 + 4 * (outside + 2 * layer)
+    assert four.gradients == alone.gradients // 4 + 8 * (outside + layer)
+    assert four.optimizer == alone.optimizer // 4
+    lora = {"type": "lora", "rank": 4}
+    two = memory_of(recipe(lora, workers=2, sharding="full"), WIDE, on_gpu=True)
+    whole = memory_of(recipe(lora, workers=2), WIDE, on_gpu=True)
+    assert two.optimizer == whole.optimizer // 2
+    assert two.weights == whole.weights // 2 + 2 * (outside + 2 * layer)
+    single = recipe({"type": "full"}, sharding="full")
+    assert memory_of(single, WIDE, on_gpu=False) == alone, "one worker has nobody to share with"
