@@ -25,6 +25,7 @@ from seatrial_jobs import ledger
 from seatrial_jobs.events import complain, emit, say
 from seatrial_jobs.prepare import Prepared, prepare
 from seatrial_jobs.storage import Storage, answering
+from seatrial_jobs.usage import Usage
 
 GATE_FAILED = 3
 TERMINATED = 143  # 128 + SIGTERM
@@ -57,6 +58,7 @@ class Job:
     code_digest: str
     labels: Mapping[str, str] = field(default_factory=dict)
     """Tags of the version besides those of every version."""
+    usage: Usage = field(default_factory=Usage)
 
     @property
     def storage(self) -> Storage:
@@ -96,6 +98,7 @@ def main(
 
 
 def _run(recipe: Any, root: Path, carry_out: Callable[[Job], int], *, force: bool) -> int:
+    usage = Usage()
     prepared = prepare(recipe, root)
     place = Storage.of(recipe.run.storage, root)
     job_id = ledger.job_id(recipe, prepared.split.digest, prepared.base_digest, prepared.tokens_digest)
@@ -104,7 +107,7 @@ def _run(recipe: Any, root: Path, carry_out: Callable[[Job], int], *, force: boo
         record = ledger.take_over(place.below(job_id), force=force)
     if record.version is not None:
         return _say_finished(recipe, job_id, record.version)
-    job = _open(recipe, prepared, place, job_id, record, uri)
+    job = replace(_open(recipe, prepared, place, job_id, record, uri), usage=usage)
     emit("run", url=job.run.url, run_id=job.run.run_id)
     say(f"run  {job.run.url}")
     try:
@@ -118,6 +121,8 @@ def _run(recipe: Any, root: Path, carry_out: Callable[[Job], int], *, force: boo
     except Exception as error:  # a bug too: its run must not look as if it went on
         _fail(job, error)
         raise
+    finally:
+        usage.write(job.run.run_id, submitted_with(os.environ), uri)
 
 
 def _carry_out(job: Job) -> int:
@@ -144,13 +149,18 @@ def _say_finished(recipe: Any, job_id: str, version: str) -> int:
     return 0
 
 
-def submission_id(environment: Mapping[str, str]) -> str | None:
-    """Ray's id of the submission that this driver belongs to, from what Ray Jobs gives to drivers."""
+def submitted_with(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """The metadata that this driver was submitted with, from what Ray Jobs gives to drivers; else nothing."""
     try:
-        found = json.loads(environment.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-        return str(found["metadata"]["job_submission_id"])
-    except (ValueError, KeyError, TypeError):
-        return None
+        found = json.loads(environment.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))["metadata"]
+        return {str(key): str(value) for key, value in found.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def submission_id(environment: Mapping[str, str]) -> str | None:
+    """Ray's id of the submission that this driver belongs to."""
+    return submitted_with(environment).get("job_submission_id")
 
 
 def _open(
@@ -229,6 +239,7 @@ def train(job: Job) -> Any:
 
     trainer.connect(job.recipe)
     on_termination()  # ray.init put its own handlers in place
+    job.usage.gpus = trainer.needs(job.recipe).get("GPU", 0.0)
     check = partial(ledger.require_owner, job.storage, job.record.driver)
     prepared, run = job.prepared, job.recipe.run
     heldout_rows = prepared.heldout.rows if prepared.heldout else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from seatrial.config.recipe import TrainRecipe
 from seatrial.registry import runs
 from seatrial.registry.client import connect
 from seatrial.registry.manifest import write_manifest
+from seatrial.submission import accounting
 from seatrial_jobs import job, ledger
 
 SCORES = {"loss": 1.25, "exact_match": 0.25, "rouge_l": 0.5}
@@ -179,3 +181,44 @@ def test_a_job_that_runs_again_has_one_run_that_tells_of_the_last_time(
     history = [(step, value) for step, value in runs.history(run.info.run_id, "eval/exact_match")]
     assert history == [(5, 0.25), (5, 0.75)]
     assert len(runs.history(run.info.run_id, "eval/loss")) == 1, "what is recorded is not sent again"
+
+
+@pytest.mark.slow
+def test_without_a_queue_a_job_notes_itself_what_all_its_drivers_used(
+    attempt: Attempt, values: dict[str, Any], mlflow: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    ended = [RuntimeError("the first time"), outcome(tmp_path / "version")]
+
+    def train(given: job.Job) -> Any:
+        given.usage.gpus, given.usage.began = 4.0, given.usage.began - 1800
+        found = ended.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(job, "train", train)
+    (tmp_path / "jobs.yaml").write_text("gpu_hour_price: 2.5\ncurrency: USD\n")
+    monkeypatch.setenv("SEATRIAL_JOBS_FILE", str(tmp_path / "jobs.yaml"))
+    with pytest.raises(RuntimeError):
+        attempt(values)
+    tags = only_run(mlflow, values["name"]).data.tags
+    assert float(tags[accounting.GPU_HOURS]) == pytest.approx(2.0, abs=0.1)
+    assert attempt(values)[0] == 0
+    tags = only_run(mlflow, values["name"]).data.tags
+    hours = float(tags[accounting.GPU_HOURS])
+    assert hours == pytest.approx(4.0, abs=0.2)
+    cost, currency = tags[accounting.COST].split()
+    assert (float(cost), currency) == (pytest.approx(hours * 2.5, abs=0.02), "USD")
+
+
+@pytest.mark.slow
+def test_a_job_of_the_queue_leaves_its_hours_to_the_queue(
+    attempt: Attempt, values: dict[str, Any], mlflow: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    metadata = {"job_submission_id": "x-1", "seatrial.team": "support"}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": metadata}))
+    train_gives(monkeypatch, outcome(tmp_path / "version"))
+    assert attempt(values)[0] == 0
+    tags = only_run(mlflow, values["name"]).data.tags
+    assert tags[runs.SUBMISSION_ID] == "x-1"
+    assert accounting.GPU_HOURS not in tags
