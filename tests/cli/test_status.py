@@ -30,6 +30,7 @@ COUNTS = ("units", "requests", "exposures", "outcomes", "failures", "fallbacks")
 TRIAL = {
     "id": "helper-1", "champion": "1", "challengers": {"challenger": "2"}, "dropped": {},
     "units": 18, "exposures": 18, "outcomes": 18,
+    "late_outcomes": 0, "early_outcomes": 1_200, "ignored_outcomes": 3,
     "metric": "resolved", "alpha": 0.05, "interval_kind": "95% confidence sequence", "srm_p": 0.7,
     "verdict": None, "reason": None,
     "waiting_for": "users", "difference": 0.125, "difference_interval": [-0.1, 0.35], "lift": 0.2,
@@ -144,6 +145,8 @@ def test_a_trial_is_shown_with_the_difference_that_decides_it(run: Run, answers:
     assert code == 0
     assert lines["difference"] == "+0.125 in [-0.100, +0.350]"
     assert lines["relative lift"] == "+0.200"
+    assert lines["left out"] == "outcomes: 1,200 before their user's first request, 3 outside 0 to 1"
+    assert lines["metric"] == "resolved at alpha 0.05, 95% confidence sequence"
 
 
 def test_a_service_that_is_not_deployed_is_named_with_those_that_are(run: Run) -> None:

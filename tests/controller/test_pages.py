@@ -98,7 +98,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     listening = socket.create_server(("127.0.0.1", 0))
     found = Site(tmp_path_factory.mktemp("site"), f"http://127.0.0.1:{listening.getsockname()[1]}")
     found.decide(found.add(1, {"champion": 0.3, "challenger": 0.6}))
-    found.add(2, {"champion": 0.5, "challenger": 0.55})
+    running = found.add(2, {"champion": 0.5, "challenger": 0.55})
+    early = outcome_row("support-chat", None, "resolved", 1.0, now=running.opened_at, unit="user-1")
+    found.store.add_outcomes([early])
     found.add(1, {"champion": 0.4, "challenger": 0.45, "challenger-b": 0.5}, name="search")
     found.look()
     server = uvicorn.Server(uvicorn.Config(build(found.controller), log_level="warning"))
@@ -166,7 +168,10 @@ def test_a_running_trial_says_what_it_waits_for_and_when_it_may_decide(
     assert "decides in about" in text
     arms = page.locator("table").first.locator("tbody tr").all_inner_texts()
     assert len(arms) == 2
-    assert "600" in page.locator(".facts").inner_text()
+    facts = page.locator(".facts").inner_text()
+    assert "600" in facts
+    assert "1 before their user's first request" in facts
+    assert page.get_by_text("with its 95% confidence sequence").count() == 1
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     page.screenshot(path=tmp_path / "running.png", full_page=True)
 

@@ -22,7 +22,7 @@ from seatrial.experiments.evidence import Evidence
 from seatrial.experiments.reassignment import drop, with_coverage
 from seatrial.experiments.trial import Trial
 from seatrial.store import Store, folding
-from seatrial.store.tables import evidence_sums, exposures, outcomes
+from seatrial.store.tables import evidence_sums, exposures, outcomes, trials
 from tests.store.rows import exposure, outcome, trial
 
 REQUESTS, UNITS = 12, 5
@@ -67,7 +67,8 @@ def recount(store: Store, made: Trial) -> Evidence:
 @given(story=stories)
 def test_what_is_kept_equals_a_recount_to_the_last_bit(store: Store, story: list[Any]) -> None:
     name = next(names)
-    made = trial(service=name, metric={"type": "mean", "missing": "exclude"})
+    made = replace(trial(service=name, metric={"type": "mean", "missing": "exclude"}), opened_at=1.5)
+    store.open_trial(made)
     for step in story:
         if step == ("look",):
             store.evidence(made, now=5.0)
@@ -77,6 +78,14 @@ def test_what_is_kept_equals_a_recount_to_the_last_bit(store: Store, story: list
     assert kept == recount(store, made)
     for arm in kept.arms:
         assert (arm.stats.n, arm.stats.total) == by_hand(store, name, arm.name)
+    found = store.outcome_counts(name)
+    assert found == counts_by_hand(store, name)
+    # Told after the trial had opened: the trial's own report has those alone.
+    assert kept.early_outcomes == early_by_hand(store, name, since=1.5) <= found["early"]
+
+
+def counts(joined: int = 0, **others: int) -> dict[str, int]:
+    return {"joined": joined, "unknown": 0, "early": 0, "late": 0, **others}
 
 
 def by_hand(store: Store, name: str, arm: str) -> tuple[int, float]:
@@ -102,6 +111,34 @@ def by_hand(store: Store, name: str, arm: str) -> tuple[int, float]:
             values.append(math.fsum(found) / len(found))
     # Multiples of 2**-200 are added up: what is smaller is cut off.
     return len(values), float(sum((Fraction(int(math.ldexp(v, 200)), 2**200) for v in values), Fraction(0)))
+
+
+def early_by_hand(store: Store, name: str, since: float = -math.inf) -> int:
+    """Outcomes of units before their first request, from the rows alone."""
+    first, told = first_and_told(store, name)
+    return sum(since <= each["at"] < first.get(each["unit"], -math.inf) for each in told)
+
+
+def counts_by_hand(store: Store, name: str) -> dict[str, int]:
+    first, told = first_and_told(store, name)
+    with store.engine.connect() as connection:
+        asked = {row.request_id for row in connection.execute(exposures.select())}
+    unknown = sum(
+        each["unit"] not in first if each["unit"] else each["request_id"] not in asked for each in told
+    )
+    early = early_by_hand(store, name)
+    return counts(len(told) - unknown - early, unknown=unknown, early=early)
+
+
+def first_and_told(store: Store, name: str) -> tuple[dict[str, float], list[Any]]:
+    """When each unit first asked, and all outcomes."""
+    with store.engine.connect() as connection:
+        asked = connection.execute(exposures.select().where(exposures.c.service == name)).mappings().all()
+        told = connection.execute(outcomes.select().where(outcomes.c.service == name)).mappings().all()
+    first: dict[str, float] = {}
+    for row in asked:
+        first[row["unit"]] = min(row["at"], first.get(row["unit"], math.inf))
+    return first, list(told)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -164,7 +201,7 @@ def test_looks_beside_writers_count_every_row_once(store: Store, monkeypatch: py
     kept = store.evidence(made, now=5.0)
     assert kept.arm("champion").requests == kept.arm("champion").outcomes == 540
     assert kept == recount(store, made)
-    assert store.outcome_counts("svc") == {"joined": 540, "unknown": 0, "late": 0}
+    assert store.outcome_counts("svc") == counts(540)
 
 
 def test_an_outcome_of_a_unit_counts_for_the_unit_in_the_arm_that_it_last_saw(store: Store) -> None:
@@ -190,11 +227,52 @@ def test_unknown_outcomes_are_kept_apart_and_joined_when_their_exposure_comes(st
     store.add_exposures([exposure("r1", "ann")])
     store.add_outcomes([outcome("r1", 1.0), outcome("r2", 1.0), outcome("r2", 1.0), outcome("r3", 1.0)])
     store.add_outcomes([outcome(None, 1.0, unit="eve"), outcome("r1", 0.5, service="other")])
-    assert store.outcome_counts("svc") == {"joined": 1, "unknown": 3, "late": 0}
-    assert store.outcome_counts("other") == {"joined": 0, "unknown": 1, "late": 0}
+    assert store.outcome_counts("svc") == counts(1, unknown=3)
+    assert store.outcome_counts("other") == counts(unknown=1)
     store.add_exposures([exposure("r2", "bob"), exposure("r4", "eve")])
-    assert store.outcome_counts("svc") == {"joined": 3, "unknown": 1, "late": 0}
+    assert store.outcome_counts("svc") == counts(3, unknown=1)
     assert store.evidence(trial(), now=5.0).arm("champion").stats.total == 3.0
+
+
+def test_an_outcome_before_its_units_first_request_is_early_until_a_request_before_it_turns_up(
+    store: Store,
+) -> None:
+    made = replace(trial(), opened_at=1.0)
+    store.open_trial(made)
+    told = [outcome(None, 1.0, unit=unit, now=at) for unit, at in (("ann", 2.0), ("bob", 0.5), ("eve", 2.0))]
+    store.add_outcomes(told)
+    assert store.outcome_counts("svc") == counts(unknown=3)
+    store.add_exposures([exposure("r1", "ann", at=3.0), exposure("r2", "bob", at=3.0)])
+    found = store.evidence(made, now=5.0)
+    assert store.outcome_counts("svc") == counts(unknown=1, early=2)
+    assert found.early_outcomes == 1, "bob's was told before there was a trial"
+    assert found.arm("champion").outcomes == 0
+    assert found == recount(store, made)
+    # The row of an earlier request comes late: from a replica whose store was away.
+    store.add_exposures([exposure("r0", "ann", at=1.5)])
+    found = store.evidence(made, now=5.0)
+    assert store.outcome_counts("svc") == counts(1, unknown=1, early=1)
+    assert (found.early_outcomes, found.arm("champion").outcomes) == (0, 1)
+    assert found == recount(store, made)
+    assert store.outcome_counts("svc") == counts(1, unknown=1, early=1)
+
+
+def test_an_outcome_of_a_unit_whose_trial_is_over_is_late_and_one_before_its_next_trial_is_early(
+    store: Store,
+) -> None:
+    first = replace(trial(), opened_at=1.0)
+    store.open_trial(first)
+    store.add_exposures([exposure("r1", "ann", at=2.0), exposure("r2", "bob", at=2.0)])
+    with store.engine.begin() as connection:
+        connection.execute(trials.update().values(state="closed", closed_at=4.0))
+    store.add_outcomes([outcome(None, 1.0, unit="ann", now=at, client_id=f"{at}") for at in (3.0, 5.0)])
+    assert store.outcome_counts("svc") == counts(1, late=1)
+    store.open_trial(replace(trial(2), opened_at=6.0))
+    store.add_outcomes([outcome(None, 1.0, unit="ann", now=at, client_id=f"{at}") for at in (7.0, 9.0)])
+    store.add_exposures([exposure("r3", "ann", trial_id="svc-2", at=8.0)])
+    assert store.outcome_counts("svc") == counts(2, early=1, late=1)
+    found = store.evidence(store.trial("svc-2"), now=9.0)
+    assert (found.early_outcomes, found.arm("champion").outcomes) == (1, 1)
 
 
 def test_outcomes_for_an_earlier_trial_wait_until_it_is_looked_at(store: Store) -> None:
@@ -204,7 +282,7 @@ def test_outcomes_for_an_earlier_trial_wait_until_it_is_looked_at(store: Store) 
     store.add_outcomes([outcome("r1", 1.0), outcome("r2", 0.5)])
     assert store.evidence(trial(2), now=5.0).arm("champion").stats.total == 0.5
     assert store.evidence(trial(1), now=5.0).arm("champion").stats.total == 1.0
-    assert store.outcome_counts("svc") == {"joined": 2, "unknown": 0, "late": 0}
+    assert store.outcome_counts("svc") == counts(2)
 
 
 def test_units_that_were_exposed_are_read_page_by_page_with_their_first_arm(store: Store) -> None:

@@ -76,14 +76,27 @@ def test_what_comes_after_the_window_is_late_and_counts_for_nothing() -> None:
     assert (found.values, found.outcomes, found.late) == (((1.0, 0.0),), 1, 3)
 
 
+def test_what_was_said_of_a_unit_before_its_first_request_is_early_and_counts_for_nothing() -> None:
+    rules = Rules((MetricPolicy("resolved"),))
+    asked = [request("a", at=5.0), request("b", at=6.0, arm="challenger")]
+    of_unit = [Told("resolved", 1.0, at) for at in (1.0, 3.0, 4.0, 5.0)]
+    found = figures_of(asked, {}, of_unit, rules, {}, opened_at=2.0)
+    assert (found["champion"].early, found["champion"].outcomes, found["champion"].values[0]) == (
+        2,
+        1,
+        (1.0, 0.0),
+    )
+    assert (found["challenger"].early, found["challenger"].outcomes) == (0, 0)
+
+
 def test_figures_survive_their_text_to_the_last_bit() -> None:
-    figures = UnitFigures(3, 2, 1, 0, 1, 2, 0, 0, ((0.1 + 0.2, 1e-300), None))
+    figures = UnitFigures(3, 2, 1, 0, 1, 2, 0, 0, 0, ((0.1 + 0.2, 1e-300), None))
     assert UnitFigures.from_text(figures.to_text()) == figures
 
 
 def test_what_is_taken_out_leaves_nothing_behind() -> None:
     rules = Rules((MetricPolicy("latency_s", "quantile", quantile=0.95),))
-    figures = [UnitFigures(1, 1, 0, 0, 0, 1, 0, 0, ((value, 0.0),)) for value in (0.1, 1e15, 1e-9, -3.7)]
+    figures = [UnitFigures(1, 1, 0, 0, 0, 1, 0, 0, 0, ((value, 0.0),)) for value in (0.1, 1e15, 1e-9, -3.7)]
     sums = ArmSums()
     for each in figures:
         sums.change(each, rules, 1)
@@ -126,7 +139,7 @@ def test_late_outcomes_are_counted_apart(store: Store) -> None:
     found = store.evidence(made, now=4000.0)
     assert found.late_outcomes == 1
     assert found.arm("champion").stats.total == 1.0
-    assert store.outcome_counts("svc") == {"joined": 1, "unknown": 0, "late": 1}
+    assert store.outcome_counts("svc") == {"joined": 1, "unknown": 0, "early": 0, "late": 1}
 
 
 def test_counts_that_are_zero_are_not_in_a_histogram() -> None:

@@ -141,6 +141,7 @@ def _lines(trial: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("trial", f"{trial['id']}: {against} against champion {trial['champion']}"),
         *dropped,
         ("units", f"{trial['units']:,} ({trial['exposures']:,} exposures, {trial['outcomes']:,} outcomes)"),
+        *_left_out(trial),
         ("metric", f"{trial['metric']} at alpha {trial['alpha']}, {trial['interval_kind']}"),
         ("difference", _estimate(trial["difference"], trial["difference_interval"])),
         ("relative lift", _estimate(trial["lift"], trial["interval"])),
@@ -148,6 +149,17 @@ def _lines(trial: Mapping[str, Any]) -> list[tuple[str, str]]:
         *_forecast(trial),
         ("verdict", _state(trial)),
     ]
+
+
+def _left_out(trial: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Outcomes that count for no arm, and why."""
+    reasons = (
+        ("late_outcomes", "after the attribution window"),
+        ("early_outcomes", "before their user's first request"),
+        ("ignored_outcomes", "outside 0 to 1"),
+    )
+    said = [f"{trial[name]:,} {why}" for name, why in reasons if trial[name]]
+    return [("left out", f"outcomes: {', '.join(said)}")] if said else []
 
 
 def _forecast(trial: Mapping[str, Any]) -> list[tuple[str, str]]:

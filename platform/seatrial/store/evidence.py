@@ -29,8 +29,10 @@ def read_evidence(engine: Engine, trial: Trial, *, now: float) -> Evidence:
         _arm(name, version, found, rules)
         for (name, version), found in zip(trial.arms.items(), sums, strict=True)
     )
-    ignored, late = (sum(found.counts[name] for found in sums) for name in ("ignored", "late"))
-    return Evidence(now, arms, ignored, late, taken)
+    ignored, late, early = (
+        sum(found.counts[name] for found in sums) for name in ("ignored", "late", "early")
+    )
+    return Evidence(now, arms, ignored, late, taken, early)
 
 
 def catch_up(engine: Engine, trial: Trial, rules: Rules) -> None:

@@ -52,7 +52,11 @@ class EvidenceStore:
             return {each: (arm, version) for each, arm, version in connection.execute(statement)}
 
     def outcome_counts(self, service: str) -> dict[str, int]:
-        """How many outcomes of the service were joined, came too late, or speak of nobody known."""
+        """How many outcomes of the service were joined, and of the others how many were what.
+
+        `late`: after the attribution window, or of a user whose trial was over. `early`: of a user, before
+        their first request. `unknown`: of a request or a user that no exposure has come of.
+        """
         with reading(self.engine) as connection:
             latest = trials.latest_trial(connection, service)
             unplaced = placing.count_unplaced(connection, service)
@@ -61,9 +65,10 @@ class EvidenceStore:
         else:
             place_all(self.engine, service, unplaced)
         with reading(self.engine) as connection:
-            every, unknown = placing.count_outcomes(connection, service)
+            every, apart = placing.count_outcomes(connection, service)
             late = late_outcomes(connection, service)
-        return {"joined": every - unknown - late, "unknown": unknown, "late": late}
+        joined = every - sum(apart.values()) - late
+        return {"joined": joined, **apart, "late": apart["late"] + late}
 
     def units_per_day(self, service: str, *, now: float) -> float | None:
         """Units a day that would be in a trial of everybody, as seen by the latest one; None without any."""

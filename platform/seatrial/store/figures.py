@@ -64,6 +64,7 @@ class UnitFigures(NamedTuple):
     outcomes: int
     ignored: int
     late: int
+    early: int
     values: tuple[XY, ...]
 
     def to_text(self) -> str:
@@ -86,6 +87,7 @@ class _Arm:
         self.by_request: dict[str, dict[str, list[float]]] = {}
         self.by_unit: dict[str, list[float]] = {}
         self.late = 0
+        self.early = 0
 
 
 def figures_of(
@@ -94,11 +96,14 @@ def figures_of(
     told_of_unit: Sequence[Told],
     rules: Rules,
     covariates: Mapping[str, float],
+    *,
+    opened_at: float = 0.0,
 ) -> dict[str, UnitFigures]:
     """Arm → figures of one unit, in the order of its first request in each.
 
     ``told`` are outcomes by request id; ``told_of_unit`` speak for the unit and belong to the arm of its last
-    request before them; ``covariates`` has a value for each metric that is adjusted.
+    request before them. Those before its first request, told since the trial ``opened_at``, are early: they
+    are counted, but not for an arm. ``covariates`` has a value for each metric that is adjusted.
     """
     arms: dict[str, _Arm] = {}
     ordered = sorted(requests, key=lambda request: (request.at, request.request_id))
@@ -114,6 +119,8 @@ def figures_of(
         if before is not None:
             arm = arms[before.arm]
             _sort_in(arm, arm.by_unit, each, before.at, rules)
+        elif ordered and each.at >= opened_at:
+            arms[ordered[0].arm].early += 1
     return {name: _figures(arm, rules, covariates) for name, arm in arms.items()}
 
 
@@ -144,6 +151,7 @@ def _figures(arm: _Arm, rules: Rules, covariates: Mapping[str, float]) -> UnitFi
         outcomes=sum(_counts(primary, value) for value in said),
         ignored=len(wrong),
         late=arm.late,
+        early=arm.early,
         values=tuple(_value(metric, arm, answered, rules, covariates) for metric in rules.metrics),
     )
 

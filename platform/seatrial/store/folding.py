@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, delete, insert, select, text, update
 
 from seatrial.experiments.trial import Trial
+from seatrial.store.bulk import insert_all, is_one_of, update_all
 from seatrial.store.covariates import REQUEST, keep_covariates
 from seatrial.store.figures import Request, Told, UnitFigures, figures_of
-from seatrial.store.placing import no_longer_unknown
+from seatrial.store.placing import Stay, no_longer_unknown
 from seatrial.store.rules import Rules
 from seatrial.store.sums import ArmSums
 from seatrial.store.tables import (
@@ -31,6 +32,7 @@ from seatrial.store.tables import (
 )
 
 BATCH = 2000
+KEY = ("trial_id", "unit", "arm")
 TELLING = (outcomes.c.metric, outcomes.c.value, outcomes.c.at)
 
 
@@ -105,7 +107,8 @@ def fold(connection: Connection, trial: Trial, rules: Rules) -> int:
         return 0
     units = sorted({each.unit for each in news})
     # All that is known of these units now is in what follows, so none of their news is left to add.
-    connection.execute(delete(evidence_news).where(row.trial_id == trial.id, row.unit.in_(units)))
+    is_added = (row.trial_id == trial.id, is_one_of(connection, row.unit, units))
+    connection.execute(delete(evidence_news).where(*is_added))
     after = _figures(connection, trial, rules, state, units)
     before = _kept(connection, trial.id, units)
     for sign, figures in ((-1, before), (1, after)):
@@ -127,12 +130,18 @@ def _figures(
     requests, told, told_of_units = _rows(connection, trial, units)
     known = _covariates(connection, trial.id, units) if state.means else {}
     ids = [request.request_id for unit in requests.values() for request in unit]
-    no_longer_unknown(connection, trial.service, ids, list(requests))
-    found = {}
+    stays = {
+        unit: Stay(trial.id, min(each.at for each in theirs), trial.closed_at)
+        for unit, theirs in requests.items()
+    }
+    no_longer_unknown(connection, trial.service, ids, stays)
+    found: Figures = {}
     for unit, theirs in requests.items():
         adjusted = {**state.means, **known.get(unit, {})}
-        for arm, each in figures_of(theirs, told, told_of_units.get(unit, ()), rules, adjusted).items():
-            found[unit, arm] = each
+        made = figures_of(
+            theirs, told, told_of_units.get(unit, ()), rules, adjusted, opened_at=trial.opened_at
+        )
+        found |= {(unit, arm): each for arm, each in made.items()}
     return found
 
 
@@ -144,7 +153,7 @@ def _rows(connection: Connection, trial: Trial, units: Sequence[str]) -> Rows:
     requests: dict[str, list[Request]] = defaultdict(list)
     told: dict[str, list[Told]] = defaultdict(list)
     told_of_units: dict[str, list[Told]] = defaultdict(list)
-    is_theirs = and_(exposures.c.trial_id == trial.id, exposures.c.unit.in_(units))
+    is_theirs = and_(exposures.c.trial_id == trial.id, is_one_of(connection, exposures.c.unit, units))
     for unit, *row in connection.execute(select(exposures.c.unit, *REQUEST).where(is_theirs)):
         requests[unit].append(Request(*row))
     is_same = and_(outcomes.c.request_id == exposures.c.request_id, outcomes.c.service == exposures.c.service)
@@ -152,16 +161,16 @@ def _rows(connection: Connection, trial: Trial, units: Sequence[str]) -> Rows:
     of_requests = select(outcomes.c.request_id, *TELLING).select_from(joined).where(is_theirs)
     for request_id, *row in connection.execute(of_requests):
         told[request_id].append(Told(*row))
-    of_units = select(outcomes.c.unit, *TELLING).where(*_is_of_units(trial, units))
+    of_units = select(outcomes.c.unit, *TELLING).where(*_is_of_units(connection, trial, units))
     for unit, *row in connection.execute(of_units):
         told_of_units[unit].append(Told(*row))
     return requests, told, told_of_units
 
 
-def _is_of_units(trial: Trial, units: Sequence[str]) -> tuple[Any, ...]:
+def _is_of_units(connection: Connection, trial: Trial, units: Sequence[str]) -> tuple[Any, ...]:
     """Outcomes of units that came while the trial was open."""
     row = outcomes.c
-    is_theirs = (row.service == trial.service, row.unit.in_(units))
+    is_theirs = (row.service == trial.service, is_one_of(connection, row.unit, units))
     return is_theirs if trial.closed_at is None else (*is_theirs, row.at <= trial.closed_at)
 
 
@@ -169,7 +178,8 @@ def _covariates(connection: Connection, trial_id: str, units: Sequence[str]) -> 
     """Unit → metric → what it was before the trial."""
     row = covariates.c
     found: dict[str, dict[str, float]] = defaultdict(dict)
-    statement = select(row.unit, row.metric, row.value).where(row.trial_id == trial_id, row.unit.in_(units))
+    is_theirs = (row.trial_id == trial_id, is_one_of(connection, row.unit, units))
+    statement = select(row.unit, row.metric, row.value).where(*is_theirs)
     for unit, metric, value in connection.execute(statement):
         found[unit][metric] = value
     return found
@@ -177,7 +187,8 @@ def _covariates(connection: Connection, trial_id: str, units: Sequence[str]) -> 
 
 def _kept(connection: Connection, trial_id: str, units: Sequence[str]) -> Figures:
     row = evidence_units.c
-    statement = select(row.unit, row.arm, row.figures).where(row.trial_id == trial_id, row.unit.in_(units))
+    is_theirs = (row.trial_id == trial_id, is_one_of(connection, row.unit, units))
+    statement = select(row.unit, row.arm, row.figures).where(*is_theirs)
     found = connection.execute(statement)
     return {(unit, arm): UnitFigures.from_text(figures) for unit, arm, figures in found}
 
@@ -185,25 +196,27 @@ def _kept(connection: Connection, trial_id: str, units: Sequence[str]) -> Figure
 def _keep(connection: Connection, trial_id: str, state: State, before: Figures, after: Figures) -> None:
     """Write the figures that changed, and number the units that are seen for the first time."""
     seen = {unit for unit, _ in before}
-    fresh, changed = [], []
-    gone = [{"is_unit": unit, "is_arm": arm} for unit, arm in before.keys() - after.keys()]
+    fresh: list[tuple[str, str, str, str, int | None]] = []
+    changed: list[tuple[str, str, str, str]] = []
     for (unit, arm), figures in after.items():
-        row: dict[str, Any] = {"figures": figures.to_text()}
-        if (unit, arm) not in before:
-            if unit not in seen:
-                seen.add(unit)
-                state.units += 1
-                row["number"] = state.units
-            fresh.append({"number": None, **row, "trial_id": trial_id, "unit": unit, "arm": arm})
-        elif figures != before[unit, arm]:
-            changed.append({**row, "is_unit": unit, "is_arm": arm})
-    if fresh:
-        connection.execute(insert(evidence_units), fresh)
-    row_of = evidence_units.c
-    is_row = and_(
-        row_of.trial_id == trial_id, row_of.unit == bindparam("is_unit"), row_of.arm == bindparam("is_arm")
-    )
-    if changed:
-        connection.execute(update(evidence_units).where(is_row).values(figures=bindparam("figures")), changed)
+        if (unit, arm) in before:
+            if figures != before[unit, arm]:
+                changed.append((trial_id, unit, arm, figures.to_text()))
+            continue
+        number = None
+        if unit not in seen:
+            seen.add(unit)
+            number = state.units = state.units + 1
+        fresh.append((trial_id, unit, arm, figures.to_text(), number))
+    insert_all(connection, evidence_units, (*KEY, "figures", "number"), fresh)
+    update_all(connection, evidence_units, KEY, ("figures",), changed)
+    _take_out(connection, trial_id, before.keys() - after.keys())
+
+
+def _take_out(connection: Connection, trial_id: str, gone: Collection[tuple[str, str]]) -> None:
+    """Delete the figures of units that are in an arm no more."""
+    row = evidence_units.c
+    is_row = (row.trial_id == trial_id, row.unit == bindparam("is_unit"), row.arm == bindparam("is_arm"))
     if gone:
-        connection.execute(delete(evidence_units).where(is_row), gone)
+        rows = [{"is_unit": unit, "is_arm": arm} for unit, arm in gone]
+        connection.execute(delete(evidence_units).where(*is_row), rows)

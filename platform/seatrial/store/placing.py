@@ -1,15 +1,29 @@
-"""Find the units that new outcomes speak of. Those of unknown requests and units are kept apart."""
+"""Find the units that new outcomes speak of. Those that belong to no request so far are kept apart."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, case, delete, exists, func, select, update
 
+from seatrial.store.bulk import insert_all, is_one_of
 from seatrial.store.tables import evidence_news, exposures, outcome_news, outcomes, trials
 
 BATCH = 2000
+_WITH_OUTCOMES = outcome_news.join(outcomes, outcomes.c.outcome_id == outcome_news.c.outcome_id)
+
+
+class Stay(NamedTuple):
+    """When a unit was in a trial: from its first request there to the trial's end, if that has come."""
+
+    trial_id: str
+    since: float
+    until: float | None
+
+    def has(self, at: float) -> bool:
+        """Whether what is said of the unit then belongs to the trial."""
+        return self.since <= at and (self.until is None or at <= self.until)
 
 
 def count_unplaced(connection: Connection, service: str) -> int:
@@ -20,10 +34,16 @@ def count_unplaced(connection: Connection, service: str) -> int:
 def place(connection: Connection, service: str, trial_id: str | None = None) -> int:
     """Look up a batch of outcomes: known ones make news of their unit; how many were looked up.
 
-    Units are looked for in the service's last two trials and in ``trial_id``.
+    What is said of a unit belongs to the trials that it was in by then, of which the service's last two and
+    ``trial_id`` are looked at.
     """
     row = outcome_news.c
-    statement = select(row.outcome_id, row.request_id, row.unit).where(*_is_unplaced(service)).limit(BATCH)
+    statement = (
+        select(row.outcome_id, row.request_id, row.unit, outcomes.c.at)
+        .select_from(_WITH_OUTCOMES)
+        .where(*_is_unplaced(service))
+        .limit(BATCH)
+    )
     news = connection.execute(statement).all()
     if not news:
         return 0
@@ -37,35 +57,72 @@ def place(connection: Connection, service: str, trial_id: str | None = None) -> 
     unknown: list[str] = []
     changed: set[tuple[str, str]] = set()
     for each in news:
-        found = of_requests.get(each.request_id, ()) if each.unit is None else of_units.get(each.unit, ())
-        (known if found else unknown).append(each.outcome_id)
+        if each.unit is None:
+            found = of_requests.get(each.request_id, [])
+            is_joined = bool(found)
+        else:
+            stays = of_units.get(each.unit, [])
+            found = [(stay.trial_id, each.unit) for stay in stays]  # early ones are figures too
+            is_joined = any(stay.has(each.at) for stay in stays)
+        (known if is_joined else unknown).append(each.outcome_id)
         changed.update(found)
-    if changed:
-        connection.execute(insert(evidence_news), [{"trial_id": t, "unit": u} for t, u in sorted(changed)])
-    connection.execute(delete(outcome_news).where(row.outcome_id.in_(known)))
-    connection.execute(update(outcome_news).where(row.outcome_id.in_(unknown)).values(is_unknown=True))
+    insert_all(connection, evidence_news, ("trial_id", "unit"), sorted(changed))
+    connection.execute(delete(outcome_news).where(is_one_of(connection, row.outcome_id, known)))
+    if unknown:
+        is_among = is_one_of(connection, row.outcome_id, unknown)
+        connection.execute(update(outcome_news).where(is_among).values(is_unknown=True))
     return len(news)
 
 
 def no_longer_unknown(
-    connection: Connection, service: str, requests: Sequence[str], units: Sequence[str]
+    connection: Connection, service: str, requests: Sequence[str], units: Mapping[str, Stay]
 ) -> None:
-    """Take outcomes out of the unknown ones: their exposure has come."""
+    """Take outcomes out of the unknown ones: their exposure has come, of units one that was before them."""
     row = outcome_news.c
     if connection.execute(select(row.outcome_id).where(*_is_unknown(service)).limit(1)).first() is None:
         return
     for start in range(0, len(requests), BATCH):
         part = requests[start : start + BATCH]
-        is_one = (row.request_id.in_(part), row.unit.is_(None))
+        is_one = (is_one_of(connection, row.request_id, part), row.unit.is_(None))
         connection.execute(delete(outcome_news).where(*_is_unknown(service), *is_one))
-    connection.execute(delete(outcome_news).where(*_is_unknown(service), row.unit.in_(units)))
+    is_theirs = is_one_of(connection, row.unit, list(units))
+    statement = select(row.outcome_id, row.unit, outcomes.c.at).select_from(_WITH_OUTCOMES)
+    apart = connection.execute(statement.where(*_is_unknown(service), is_theirs))
+    joined = [each.outcome_id for each in apart if units[each.unit].has(each.at)]
+    for start in range(0, len(joined), BATCH):
+        part = joined[start : start + BATCH]
+        connection.execute(delete(outcome_news).where(is_one_of(connection, row.outcome_id, part)))
 
 
-def count_outcomes(connection: Connection, service: str) -> tuple[int, int]:
-    """All outcomes of the service, and those that are unknown."""
+def count_outcomes(connection: Connection, service: str) -> tuple[int, dict[str, int]]:
+    """All outcomes of the service, and how many of those kept apart are unknown, early, or late."""
     every = connection.execute(select(func.count()).where(outcomes.c.service == service)).scalar_one()
-    unknown = connection.execute(select(func.count()).where(*_is_unknown(service))).scalar_one()
-    return int(every), int(unknown)
+    apart = (
+        select(_why_apart(service).label("why"))
+        .select_from(_WITH_OUTCOMES)
+        .where(*_is_unknown(service))
+        .subquery()
+    )
+    counted = connection.execute(select(apart.c.why, func.count()).group_by(apart.c.why)).all()
+    return int(every), {"unknown": 0, "early": 0, "late": 0} | {why: int(count) for why, count in counted}
+
+
+def _why_apart(service: str) -> Any:
+    """Why an outcome of `outcome_news` belongs to nobody: by what is known of its unit, in any trial."""
+    at = outcomes.c.at
+
+    def seen(*when: Any) -> Any:
+        is_theirs = (trials.c.service == service, exposures.c.unit == outcome_news.c.unit, *when)
+        of_trials = exposures.join(trials, trials.c.id == exposures.c.trial_id)
+        return exists().select_from(of_trials).where(*is_theirs).correlate(outcome_news, outcomes)
+
+    return case(
+        (outcome_news.c.unit.is_(None), "unknown"),
+        (seen(exposures.c.at > at, trials.c.opened_at <= at), "early"),
+        (seen(exposures.c.at <= at), "late"),
+        (seen(), "early"),
+        else_="unknown",
+    )
 
 
 def _is_unplaced(service: str) -> tuple[Any, ...]:
@@ -81,23 +138,24 @@ def _trials_of_requests(
 ) -> dict[str, list[tuple[str, str]]]:
     """Request id → its trial and unit."""
     row = exposures.c
-    statement = select(row.request_id, row.trial_id, row.unit).where(
-        row.request_id.in_(ids), row.service == service
-    )
+    is_one = (is_one_of(connection, row.request_id, ids), row.service == service)
+    statement = select(row.request_id, row.trial_id, row.unit).where(*is_one)
     return {found.request_id: [(found.trial_id, found.unit)] for found in connection.execute(statement)}
 
 
 def _trials_of_units(
     connection: Connection, service: str, trial_id: str | None, units: Sequence[str]
-) -> dict[str, list[tuple[str, str]]]:
-    """Unit → itself in each of those trials that it was in."""
+) -> dict[str, list[Stay]]:
+    """Unit → when it was in each of those trials."""
     if not units:
         return {}
-    newest = select(trials.c.id).where(trials.c.service == service).order_by(trials.c.number.desc()).limit(2)
+    row, trial = exposures.c, trials.c
+    newest = select(trial.id).where(trial.service == service).order_by(trial.number.desc()).limit(2)
     ids = {*connection.execute(newest).scalars(), *([trial_id] if trial_id else [])}
-    row = exposures.c
-    statement = select(row.trial_id, row.unit).where(row.trial_id.in_(ids), row.unit.in_(units)).distinct()
-    found: dict[str, list[tuple[str, str]]] = {}
-    for trial_id, unit in connection.execute(statement):
-        found.setdefault(unit, []).append((trial_id, unit))
+    ends = {each.id: each.closed_at for each in connection.execute(select(trials).where(trial.id.in_(ids)))}
+    is_theirs = (row.trial_id.in_(ids), is_one_of(connection, row.unit, units))
+    statement = select(row.trial_id, row.unit, func.min(row.at)).where(*is_theirs)
+    found: dict[str, list[Stay]] = {}
+    for each, unit, since in connection.execute(statement.group_by(row.trial_id, row.unit)):
+        found.setdefault(unit, []).append(Stay(each, since, ends.get(each)))
     return found

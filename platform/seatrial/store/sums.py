@@ -20,7 +20,7 @@ from seatrial.store.rules import Rules
 BITS = 200
 ONE, ONE_SQUARED = 1 << BITS, 1 << 2 * BITS
 LOG_GAMMA = math.log(GAMMA)
-COUNTS = ("requests", "answered", "failed", "fell_back", "outcomes", "ignored", "late")
+COUNTS = ("requests", "answered", "failed", "fell_back", "outcomes", "ignored", "late", "early")
 
 
 def bucket_of(value: float) -> int:
