@@ -117,10 +117,11 @@ def test_the_audit_record_is_an_mlflow_run(finished):
     assert any(name.endswith(".png") for name in names)
 
 
-def test_the_readmes_python_example_runs(finished):
+def test_the_readmes_python_example_runs(finished, monkeypatch):
     text = (ROOT / "README.md").read_text()
     (example,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
-    names = {"SERVE_URL": finished.stack.service}
+    monkeypatch.setenv("SEATRIAL_SERVE_URL", finished.stack.service)
+    names = {}
     exec(compile(example, "README.md", "exec"), names)  # noqa: S102
     assert names["answer"].choices[0].message.content
 
