@@ -66,11 +66,10 @@ def fit(
     """
     import ray
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from seatrial_jobs import worker
-    from seatrial_jobs.elastic import KeepFirst
+    from seatrial_jobs.elastic import KeepFirst, Trainer
 
     spec = make_spec(ray.put)
     recipe: Recipe = spec.recipe
@@ -79,7 +78,7 @@ def fit(
     _warn_if_too_small(recipe, resources)
     with answering(place):
         filesystem, path = place.connect()
-    trainer = TorchTrainer(
+    trainer = Trainer(
         partial(work or worker.work, spec),
         scaling_config=ScalingConfig(
             num_workers=recipe.resources.workers,

@@ -21,6 +21,7 @@ from seatrial_jobs import ledger
 from seatrial_jobs.batches import Batches, Share, cut, every
 from seatrial_jobs.data.chat import IGNORED, Encoded
 from seatrial_jobs.data.pack import Packed, pack
+from seatrial_jobs.elastic import fitting
 from seatrial_jobs.evaluate import heldout_loss
 from seatrial_jobs.loop import Schedule, Step, autocast_for, optimizer_for, token_loss, train
 from seatrial_jobs.memory import memory_of
@@ -158,6 +159,23 @@ def test_the_queue_waits_for_the_least_and_counts_the_most(tmp_path: Path) -> No
     how: dict[str, Any] = {"folder": tmp_path, "package": None, "force": False, "now": 0.0}
     need = of_recipe(wanted, "seatrial_jobs.train", file, {}, Wishes("team"), **how).need
     assert (need.workers, need.most, need.counted_gpus) == (2, 4, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("free", "going", "own", "expected"),
+    [
+        ({"a": {"CPU": 4.0}, "b": {"CPU": 3.0}}, [], {}, 3),
+        ({"a": {"CPU": 0.0}, "b": {"CPU": 2.0}}, [], {"a": 2}, 3),
+        ({"a": {"CPU": 2.0}, "b": {"CPU": 2.0}}, ["a"], {"a": 2, "b": 1}, 2),
+        ({"b": {}}, [], {"a": 2, "b": 1}, 1),
+        ({"a": {"CPU": 1.9999999999}}, [], {}, 1),
+    ],
+    ids=["what others hold", "its own workers", "a node that goes", "a node that has gone", "rounding"],
+)
+def test_room_is_what_is_free_and_what_the_job_has_on_nodes_that_stay(
+    free: dict[str, dict[str, float]], going: list[str], own: dict[str, int], expected: int
+) -> None:
+    assert fitting(free, going, own, {"CPU": 2.0}) == expected
 
 
 @pytest.mark.parametrize(
