@@ -77,6 +77,7 @@ class Sim:
         self.audits: list[str] = []
         self.moves: list[tuple[str, str]] = []
         self.anchor: Anchor | None = None
+        self.others: dict[str, ObservedService] = {}  # services that are only looked at
         self.rates: dict[str, tuple[int, int]] = {}  # arm → units, successes
         self.failed: dict[str, int] = {}
         self.effects = 0
@@ -123,7 +124,7 @@ class Sim:
             )
             for name, app in self.apps.items()
         }
-        return Desired((desired,) if self.is_there else ()), Observed(apps, {NAME: service})
+        return Desired((desired,) if self.is_there else ()), Observed(apps, {NAME: service, **self.others})
 
     def _info(self, version: str) -> VersionInfo:
         kind = self.kinds.get(version, "adapter")

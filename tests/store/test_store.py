@@ -16,32 +16,15 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect
 
-from seatrial.config.trial import TrialSection
 from seatrial.errors import RetryableError, UserError
-from seatrial.experiments.assignment import Arm, TrialTable
+from seatrial.experiments.assignment import Namespace
 from seatrial.experiments.evidence import ArmEvidence, Evidence
 from seatrial.experiments.sequential import UNDEFINED, ArmStats
-from seatrial.experiments.trial import Decision, Look, Stop, Trial
+from seatrial.experiments.trial import Decision, Look, Stop
 from seatrial.experiments.verdict import Judgement
-from seatrial.store import Store, outcome_row
-from seatrial.store.tables import exposures, metadata, outcomes
-
-
-def exposure(request_id: str, unit: str, arm: str = "champion", **values):
-    row = {"request_id": request_id, "trial_id": "svc-1", "service": "svc", "unit": unit, "sticky": True}
-    row |= {"arm": arm, "assigned_version": "1", "served_version": "1", "fallback": False, "status": 200}
-    return {**row, "at": 1.0, **values}
-
-
-def outcome(request_id: str, value: float, metric: str = "resolved", **values):
-    return outcome_row("svc", request_id, metric, value, now=2.0, **values)
-
-
-def trial(number: int = 1, **section) -> Trial:
-    policy = TrialSection.model_validate(section).model_dump(mode="json")
-    arms = (Arm("champion", "1", 0.5), Arm("challenger", "2", 0.5))
-    table = TrialTable(f"svc-{number}", "seed", 1.0, arms)
-    return Trial(f"svc-{number}", "svc", number, "open", table, policy, "1", {"challenger": "2"}, 10.0, 10.0)
+from seatrial.store import Store
+from seatrial.store.tables import exposures, metadata, outcomes, trials
+from tests.store.rows import exposure, outcome, trial
 
 
 def count(store: Store, table) -> int:
@@ -211,6 +194,23 @@ def test_a_trial_is_opened_decided_and_closed_once(store):
     assert (closed.state, closed.verdict, closed.closed_at) == ("closed", "promote", 20.0)
     store.open_trial(trial(2))
     assert store.latest_trial("svc").id == "svc-2"
+
+
+def test_no_trial_opens_beside_one_of_another_service_that_shares_its_part_of_a_namespace(store):
+    def part(service, start, end, number=1):
+        made = trial(number, service)
+        return replace(made, table=replace(made.table, namespace=Namespace("home", start, end)))
+
+    store.open_trial(part("first", 0.0, 0.5))
+    store.open_trial(part("second", 0.4, 1.0))
+    assert store.latest_trial("second") is None
+    store.open_trial(part("third", 0.5, 1.0))
+    store.open_trial(trial(1, "fourth"))
+    assert (store.latest_trial("third").id, store.latest_trial("fourth").id) == ("third-1", "fourth-1")
+    with store.engine.begin() as connection:
+        connection.execute(trials.update().values(state="closed"))
+    store.open_trial(part("second", 0.4, 1.0))
+    assert store.latest_trial("second").id == "second-1"
 
 
 def test_a_persons_stop_and_a_verdict_at_the_same_moment_end_a_trial_by_one_of_them(store):

@@ -43,6 +43,10 @@ class Namespace:
         if not 0 <= self.start < self.end <= 1:
             raise ValueError(f"namespace: [{self.start}, {self.end}): give 0 <= start < end <= 1")
 
+    def overlaps(self, other: Namespace) -> bool:
+        """Whether some unit may take part in both."""
+        return self.name == other.name and self.start < other.end and other.start < self.end
+
     def holds(self, unit: str) -> bool:
         """Whether ``unit`` may take part."""
         return self.start <= bucket(unit, f"__{self.name}", version=1) < self.end

@@ -66,6 +66,8 @@ def _challenger_note(view: View, alias: str, challenger: str) -> str:
     blocker = view.blocker(challenger)
     if blocker:
         return f"{alias} {challenger} cannot be loaded ({blocker}): no trial; set the alias again to retry"
+    if view.overlap is not None:
+        return f"{alias} {challenger}: no trial yet: {view.overlap}"
     return f"{alias} {challenger} is being loaded{_delay(view, challenger)}"
 
 

@@ -46,9 +46,9 @@ def observe(store: Store, serve: ServeApi, mlflow_uri: str, now: float) -> World
     for name, row in rows.items():
         try:
             service = _service(store, name, row, now)
+            known[name] = service  # also where MLflow does not answer: its trial goes on beside the others
             also = _versions(service, apps.get(name))
             desired.append(registry.service(name, row, also))
-            known[name] = service
         except Exception as error:  # a row that cannot be read must not keep the others waiting
             problems[name] = error
     return World(Desired(tuple(desired)), Observed(apps, known), problems)

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from seatrial.experiments.assignment import Arm, Namespace, TrialTable
+from seatrial.experiments.assignment import Arm, TrialTable
+from seatrial.experiments.namespaces import namespace_of
 from seatrial.experiments.ramp import coverages
 from seatrial.experiments.trial import CHAMPION, Trial
 from seatrial.reconcile.actions import Action, OpenTrial
@@ -22,6 +23,8 @@ def open_trial(view: View) -> list[Action]:
     if target_champion(view) != champion or view.champion != champion:
         return []
     if view.observed.state.served != champion or not all(map(view.is_ready, challengers.values())):
+        return []
+    if view.overlap is not None:
         return []
     number = view.observed.trials_so_far + 1
     trial_id = f"{view.desired.name}-{number}"
@@ -56,6 +59,6 @@ def _table(
         seed,
         coverages(policy)[0],
         tuple(arms),
-        namespace=Namespace(**policy["namespace"]) if policy.get("namespace") else None,
+        namespace=namespace_of(policy),
         holdout=policy.get("holdout") or 0.0,
     )

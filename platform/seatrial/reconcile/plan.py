@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from seatrial.experiments.assignment import Namespace
+from seatrial.experiments.namespaces import running
 from seatrial.experiments.trial import PREVIOUS, Trial, look_at
 from seatrial.reconcile.actions import (
     Action,
@@ -47,7 +49,7 @@ def plan_service(
     desired: DesiredService, known: ObservedService, observed: Observed, now: float
 ) -> list[Action]:
     """The actions for one service."""
-    view = View(desired, known, observed.apps, now)
+    view = View(desired, known, observed.apps, now, _taken(desired.name, observed))
     trial, decision = known.trial, known.decision
     if trial is not None and decision is not None:
         moves = move_aliases(view, trial, decision)
@@ -75,6 +77,12 @@ def plan_service(
     elif trial is None:
         actions += moves if puts else [*moves, *open_trial(view)]
     return actions
+
+
+def _taken(name: str, observed: Observed) -> dict[str, Namespace]:
+    """What the running trials of all other services have of namespaces."""
+    trials = {other: each.trial for other, each in observed.services.items() if other != name}
+    return running({other: trial.table for other, trial in trials.items() if trial is not None})
 
 
 def _attend(view: View, trial: Trial) -> list[Action]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from seatrial.experiments.assignment import Namespace
+from seatrial.experiments.namespaces import namespace_of, trouble
 from seatrial.experiments.trial import CHAMPION, PREVIOUS, SHADOW, Trial, is_challenger
 from seatrial.reconcile.world import AppStatus, DesiredService, ObservedService, ReplicaStatus, VersionInfo
 
@@ -33,6 +35,8 @@ class View:
     observed: ObservedService
     apps: Mapping[str, AppStatus]
     now: float
+    taken: Mapping[str, Namespace] = field(default_factory=dict)
+    """Other service → the part of a namespace that its running trial has."""
 
     @property
     def app(self) -> AppStatus | None:
@@ -83,6 +87,11 @@ class View:
     def live_trial(self) -> Trial | None:
         """The open trial that nobody has decided yet."""
         return self.observed.trial if self.observed.decision is None else None
+
+    @cached_property
+    def overlap(self) -> str | None:
+        """Why no trial may open beside those of other services, which it is to exclude."""
+        return trouble(namespace_of(self.desired.config["trial"]), self.taken, runs=True)
 
     @cached_property
     def carried(self) -> frozenset[str]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, func, select, update
 
-from seatrial.experiments.assignment import TrialTable
+from seatrial.experiments.assignment import Namespace, TrialTable
+from seatrial.experiments.namespaces import overlapping, running
 from seatrial.experiments.trial import Decision, Look, Stop, Trial
 from seatrial.experiments.verdict import Judgement
 from seatrial.store.tables import decisions, looks, trials
@@ -16,7 +17,13 @@ from seatrial.store.writer import insert_new
 
 
 def open_trial(connection: Connection, trial: Trial) -> None:
-    """Insert the trial; one with the same id, or the service's same number, stays as it is."""
+    """Insert the trial; one with the same id, or the service's same number, stays as it is.
+
+    Nothing is inserted beside another service's open trial that it is to exclude: two that open at the same
+    moment do not know of each other.
+    """
+    if overlapping(trial.table.namespace, _running(connection, trial.service)):
+        return
     row = {
         "id": trial.id,
         "service": trial.service,
@@ -31,6 +38,13 @@ def open_trial(connection: Connection, trial: Trial) -> None:
         "steps": json.dumps(list(trial.steps)),
     }
     insert_new(connection, trials, row)
+
+
+def _running(connection: Connection, service: str) -> dict[str, Namespace]:
+    """What the open trials of all other services have of namespaces."""
+    is_other = (trials.c.state != "closed", trials.c.service != service)
+    rows = connection.execute(select(trials.c.service, trials.c.table).where(*is_other))
+    return running({other: TrialTable.from_json(json.loads(table)) for other, table in rows})
 
 
 def change_trial(connection: Connection, trial: Trial) -> None:

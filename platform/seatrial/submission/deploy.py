@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from seatrial.config.addresses import Addresses
 from seatrial.config.service import ServiceConfig
 from seatrial.errors import RetryableError, SeatrialError, UserError
+from seatrial.experiments.namespaces import namespace_of, trouble
 from seatrial.submission import controller
 from seatrial.submission.submit import LOOPBACK_HOSTS
 
@@ -25,8 +26,9 @@ def check(config: ServiceConfig, addresses: Addresses, file: Path) -> None:
     """Everything that can be known before anything is deployed.
 
     Raises:
-        UserError: the base model is not there, or strangers could call.
-        RetryableError: MLflow or the controller does not answer.
+        UserError: the base model is not there, strangers could call, or its trials would share users with
+            another service's that they are to exclude.
+        RetryableError: MLflow, the controller or the store does not answer.
     """
     from seatrial.registry.client import require_mlflow
 
@@ -38,6 +40,32 @@ def check(config: ServiceConfig, addresses: Addresses, file: Path) -> None:
     require_mlflow(addresses.mlflow_uri)
     check_base(config.engine.base, addresses, file)
     controller.status(addresses)
+    check_namespace(config, addresses, file)
+
+
+def check_namespace(config: ServiceConfig, addresses: Addresses, file: Path) -> None:
+    """The service's part of a namespace must be its own.
+
+    Raises:
+        UserError: another service's part overlaps it.
+        RetryableError: the store does not answer.
+    """
+    from seatrial.store import Store
+
+    mine = namespace_of(config.trial.model_dump(mode="json"))
+    if mine is None:
+        return
+    store = Store(addresses.store_url)
+    try:
+        store.migrate()
+        rows = store.services()
+    finally:
+        store.close()
+    found = {name: namespace_of(row["config"]["trial"]) for name, row in rows.items()
+             if name != config.name and row["deleted_at"] is None}  # fmt: skip
+    said = trouble(mine, {name: each for name, each in found.items() if each is not None})
+    if said is not None:
+        raise UserError(f"{file}: {said}")
 
 
 def check_base(base: str, addresses: Addresses, file: Path) -> None:
