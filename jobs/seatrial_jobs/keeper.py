@@ -36,8 +36,6 @@ class Sign:
     """Why no worker can go on."""
     struggling: bool
     """Whether storage does not take the checkpoint before this one."""
-    urgency: int
-    """How soon this worker may be taken away."""
 
 
 class Keeper:
@@ -89,23 +87,17 @@ class Keeper:
         heldout: float | None = None,
         guard: dict[str, Any] | None = None,
         wait: bool = False,
-        urgency: int = 0,
-    ) -> int:
+    ) -> None:
         """Take a snapshot and write it; with ``wait``, return when it is in storage.
 
         While storage refuses the checkpoint before this one, training goes on without one.
-
-        Returns:
-            The greatest ``urgency`` of all workers.
 
         Raises:
             HopelessError: on every worker, when the weights of any are not finite.
             Exception: on every worker, what made writing impossible on any.
         """
         began = time.perf_counter()
-        signs = self._exchange(
-            Sign(generators.states(), self._problem(step), self._writer.struggling, urgency)
-        )
+        signs = self._exchange(Sign(generators.states(), self._problem(step), self._writer.struggling))
         _raise_first(sign.problem for sign in signs)
         if wait or not any(sign.struggling for sign in signs):
             snapshot = checkpoint.look(self.model, self.optimizer)
@@ -115,7 +107,6 @@ class Keeper:
             if wait:
                 self._agree(self._ended())
         self._measure("checkpoint/blocked_s", step, began)
-        return max(sign.urgency for sign in signs)
 
     def _state(
         self, step: int, signs: list[Sign], heldout: float | None, guard: dict[str, Any] | None
