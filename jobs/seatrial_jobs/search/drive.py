@@ -62,6 +62,7 @@ def _search(parent: Job, recipe: TuneRecipe, journal: Journal) -> None:
     try:
         held = room.room(ray.available_resources(), trainer.needs(recipe), recipe.search.max_concurrent)
         room.require_population(recipe.search, held)
+        parent.usage.gpus = min(held, recipe.search.count) * trainer.needs(recipe).get("GPU", 0.0)
         say(f"room for {held} trials at a time")
         faults: list[SeatrialError] = []
         with tempfile.TemporaryDirectory() as scratch:
@@ -114,7 +115,7 @@ def _tuner(
     )  # fmt: skip
     shared = trial.Shared(recipe, jobs.spec_of(parent)(ray.put), parent.storage)
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(trial.run, shared=shared), {"CPU": room.ACTOR_CPUS}),
+        tune.with_resources(tune.with_parameters(trial.run, shared=shared), room.ACTOR),
         tune_config=tune.TuneConfig(
             metric="value",
             mode=search.mode,

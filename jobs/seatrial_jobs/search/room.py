@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from seatrial.config.search import SearchSection
 from seatrial.errors import UserError
 
-ACTOR_CPUS = 0.01
-"""Logical CPUs of the actor that watches a trial; it computes nothing."""
+ACTOR = {"memory": 1.0}
+"""What the actor that watches a trial asks for: it computes nothing, and a part of a CPU would leave others
+than whole ones to the workers."""
 
 
 def room(free: Mapping[str, float], each: Mapping[str, float], limit: int | None) -> int:
