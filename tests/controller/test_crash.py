@@ -172,7 +172,17 @@ class Story:
         self._visit()
         self.rest()
         self.effects += len(self.applier.done)
-        return self._end()
+        return self.end()
+
+    def tell_deletion(self) -> dict[str, Any]:
+        """Another story: the service is deleted in the middle of its trial."""
+        for alias in ("champion", "challenger"):
+            self.point(alias, self.register(alias))
+        assert self.store.latest_trial(self.name).state == "open"
+        assert self.store.ask_delete(self.name, now=2.0)
+        self.rest()
+        self.effects += len(self.applier.done)
+        return self.end()
 
     def register(self, digest: str) -> str:
         run = self.client.create_run("0").info
@@ -199,7 +209,7 @@ class Story:
         self.store.add_exposures(rows)
         self.store.add_outcomes(outcomes)
 
-    def _end(self) -> dict[str, Any]:
+    def end(self) -> dict[str, Any]:
         trial = self.store.latest_trial(self.name)
         model = self.client.get_registered_model(self.name)
         versions = self.client.search_model_versions(f"name = '{self.name}'")
@@ -225,9 +235,11 @@ class Story:
                 (each.sequence, each.body["verdict"], each.body["champion_after"]) for each in records
             ],
             "audit_runs": [run.info.status for run in runs],
-            "traffic": {
-                **self.serve.deployed[self.name]["deployments"][0]["user_config"]["traffic"],
-            },
+            "services": len(self.store.services()),
+            "replicas": len(self.store.replicas(self.name)),
+            "traffic": [
+                app["deployments"][0]["user_config"]["traffic"] for app in self.serve.deployed.values()
+            ],
             "looks": [look.units for look in self.store.looks(f"{self.name}-1")],
         }
 
@@ -245,7 +257,8 @@ def test_without_a_death_the_story_ends_in_a_promotion(whole: dict[str, Any]):
     assert whole["aliases"] == {"champion": "2", "previous": "1"}
     assert whole["records"] == [(1, "promote", "2")]
     assert whole["audit_runs"] == ["FINISHED"]
-    assert whole["traffic"] == {"aliases": {"champion": "2", "previous": "1"}, "trial": None, "shadow": None}
+    (traffic,) = whole["traffic"]
+    assert traffic == {"aliases": {"champion": "2", "previous": "1"}, "trial": None, "shadow": None}
 
 
 def test_killed_after_every_side_effect_the_end_is_the_same_and_nothing_is_twice(
@@ -266,6 +279,24 @@ def test_killed_after_every_write_that_leaves_the_process_the_end_is_the_same(
     kinds = {effect[0] for _, effect, _ in reaper.survived}
     assert {"serve", "commit", "POST", "DELETE"} <= kinds
     assert story.deaths == len(reaper.survived) > 30
+
+
+@pytest.mark.parametrize("after", ["each action", "each write"])
+def test_a_deletion_ends_the_same_whatever_it_dies_after(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
+):
+    name = f"deleted-after-{after.partition(' ')[2]}"
+    end = Story(mlflow_uri, tmp_path, f"{name}-undisturbed").tell_deletion()
+    assert end["trial"][1:3] == ("closed", "superseded")
+    assert end["records"] == [(1, "superseded", "1")]
+    assert end["aliases"] == {"champion": "1", "challenger": "2"}
+    assert (end["services"], end["replicas"], end["traffic"], end["audit_runs"]) == (0, 0, [], ["FINISHED"])
+    reaper = Reaper(monkeypatch) if after == "each write" else None
+    story = Story(mlflow_uri, tmp_path, name, mortal=reaper is None, reaper=reaper)
+    assert story.tell_deletion() == end
+    assert story.deaths > 15
+    assert story.controller.one_pass() is False
+    assert story.store.put_service(name, {"name": name}, now=9.0), "nothing is left of it"
 
 
 def test_killed_while_writing_the_audit_record_it_is_completed_in_the_same_run(
