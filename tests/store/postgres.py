@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -12,7 +13,83 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 INSTALL = "install Debian's package postgresql: apt-get install -y postgresql"
+
+
+class Server:
+    """One database in a folder of its own, which can be killed and started again where it was."""
+
+    def __init__(self) -> None:
+        """Make the database.
+
+        Raises:
+            FileNotFoundError: PostgreSQL is not installed.
+        """
+        self._binaries = _binaries()
+        self._folder = Path(tempfile.mkdtemp(prefix="st-pg-"))  # the socket in it keeps its name short
+        if os.geteuid() == 0:
+            shutil.chown(self._folder, "postgres", "postgres")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.url = f"postgresql+psycopg://seatrial@127.0.0.1:{self._port}/postgres"
+        self._process: subprocess.Popen[bytes] | None = None
+        initdb = [self._binaries / "initdb", "-D", self._data, "-U", "seatrial", "-A", "trust", "--no-sync"]
+        subprocess.run([*initdb, "-E", "UTF8"], check=True, timeout=120, **self._quiet)
+
+    @property
+    def _data(self) -> Path:
+        return self._folder / "data"
+
+    @property
+    def _quiet(self) -> dict[str, object]:
+        return {
+            "cwd": self._folder,
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.STDOUT,
+            **_as_postgres(),
+        }
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        options = ["-p", str(self._port), "-c", "listen_addresses=127.0.0.1", "-k", str(self._folder)]
+        self._process = subprocess.Popen(
+            [self._binaries / "postgres", "-D", self._data, *options], **self._quiet
+        )
+        _wait_for(self.url, self._process)
+
+    def kill(self) -> None:
+        """SIGKILL of the postmaster; the others end when they notice."""
+        assert self._process is not None
+        others = psutil.Process(self._process.pid).children(recursive=True)
+        self._process.kill()
+        self._process.wait()
+        _, left = psutil.wait_procs(others, 30)
+        assert not left, "PostgreSQL's processes outlive their postmaster"
+
+    def close(self) -> None:
+        """End it and remove the database."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)  # it does not wait for its clients to leave
+            self._process.wait(30)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def server() -> Iterator[Server]:
+    """A server that runs until the end.
+
+    Raises:
+        FileNotFoundError: PostgreSQL is not installed.
+    """
+    made = Server()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
 
 
 @contextmanager
@@ -22,27 +99,8 @@ def running() -> Iterator[str]:
     Raises:
         FileNotFoundError: PostgreSQL is not installed.
     """
-    binaries = _binaries()
-    folder = Path(tempfile.mkdtemp(prefix="st-pg-"))  # the socket in it keeps its name short
-    if os.geteuid() == 0:
-        shutil.chown(folder, "postgres", "postgres")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    data = folder / "data"
-    quiet = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT, **_as_postgres()}
-    initdb = [binaries / "initdb", "-D", data, "-U", "seatrial", "-A", "trust", "--no-sync", "-E", "UTF8"]
-    subprocess.run(initdb, check=True, timeout=120, **quiet)
-    options = ["-p", str(port), "-c", "listen_addresses=127.0.0.1", "-k", str(folder)]
-    server = subprocess.Popen([binaries / "postgres", "-D", data, *options], **quiet)
-    try:
-        url = f"postgresql+psycopg://seatrial@127.0.0.1:{port}/postgres"
-        _wait_for(url, server)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(30)
-        shutil.rmtree(folder, ignore_errors=True)
+    with server() as made:
+        yield made.url
 
 
 def _binaries() -> Path:
