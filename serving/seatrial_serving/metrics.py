@@ -1,8 +1,8 @@
 """What came of each request, by arm, for Prometheus. Ray's own agent of the node exports it.
 
 Labels have few values: the service, the arm (an alias, `shadow`, or `none` outside of trials), the version,
-the class of the status. A process names at most MOST_VERSIONS versions, as an exporter never forgets a
-series; what comes later is `other`.
+the class of the status. People name aliases and versions, and an exporter never forgets a series: a process
+names at most MOST_ARMS arms and MOST_VERSIONS versions, and what comes later is `other`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Any, Protocol
 
 NO_ARM, SHADOW, OTHER = "none", "shadow", "other"
 UNKNOWN = (NO_ARM, OTHER)
-MOST_VERSIONS = 64
+# Arms that are named in any case.
+ALWAYS = (NO_ARM, SHADOW, OTHER, "champion", "challenger")
+MOST_ARMS, MOST_VERSIONS = 16, 64
 SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]
 LABELS = ("service", "arm", "version")
 
@@ -55,7 +57,8 @@ class RayMeter:
             return metrics.Histogram(f"seatrial_{name}", what, SECONDS, LABELS)
 
         self._service = service
-        self._versions: set[str] = set()
+        self._arms = set(ALWAYS)
+        self._versions = {OTHER}
         self._requests = counter("requests", "Requests that were routed", "status")
         self._errors = counter("errors", "Requests that the version failed to answer (5xx, or broken off)")
         self._fallbacks = counter("fallbacks", "Requests that the champion answered in the arm's place")
@@ -98,7 +101,11 @@ class RayMeter:
         self._outcomes.inc(count, self._tags(arm, version))
 
     def _tags(self, arm: str, version: str) -> dict[str, str]:
-        return {"service": self._service, "arm": arm, "version": bounded(version, self._versions)}
+        return {
+            "service": self._service,
+            "arm": bounded(arm, self._arms, MOST_ARMS),
+            "version": bounded(version, self._versions, MOST_VERSIONS),
+        }
 
 
 class Arms(Protocol):
@@ -118,10 +125,10 @@ def count_outcomes(meter: Meter, store: Arms, rows: Sequence[Mapping[str, Any]])
         meter.judged(arm, version, count)
 
 
-def bounded(version: str, known: set[str], most: int = MOST_VERSIONS) -> str:
-    """``version``, or `other` when ``known`` is full without it. Adds to ``known``."""
-    if version not in known:
+def bounded(value: str, known: set[str], most: int) -> str:
+    """``value``, or `other` when ``known`` is full without it. Adds to ``known``."""
+    if value not in known:
         if len(known) >= most:
             return OTHER
-        known.add(version)
-    return version
+        known.add(value)
+    return value

@@ -3,21 +3,67 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.util import metrics as ray_metrics
 
 from seatrial.store import Store
 from seatrial.store.writer import outcome_row
-from seatrial_serving.metrics import MOST_VERSIONS, OTHER, bounded, count_outcomes
+from seatrial_serving.metrics import (
+    ALWAYS,
+    MOST_ARMS,
+    MOST_VERSIONS,
+    OTHER,
+    RayMeter,
+    Sample,
+    bounded,
+    count_outcomes,
+)
 from seatrial_serving.recorder import Recorder
 from tests.serving.front import ask, service, streaming
 
 
-def test_a_process_names_so_many_versions_and_no_more() -> None:
+def test_a_process_names_so_many_versions_and_arms_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: dict[str, list[dict[str, str]]] = defaultdict(list)
+
+    class Written:
+        """Stands for Ray's exporter, which takes any label."""
+
+        def __init__(self, name: str, *_: Any) -> None:
+            self.name = name
+
+        def inc(self, _: float, tags: dict[str, str]) -> None:
+            written[self.name].append(tags)
+
+        observe = inc
+
+    for kind in ("Counter", "Histogram"):
+        monkeypatch.setattr(ray_metrics, kind, Written)
+    meter = RayMeter("svc")
+    for number in range(200):
+        meter.answered(Sample(f"challenger-x{number}", str(number), 200 + number, 0.1))
+        meter.judged(f"challenger-y{number}", f"v{number}", 1)
+        meter.shadowed(f"w{number}", "same")
+    for arm in ALWAYS:
+        meter.judged(arm, "0", 1)
+    meter.judged("challenger-x0", "0", 1)
+    every = [tags for found in written.values() for tags in found]
+    arms, versions = ({tags[name] for tags in every} for name in ("arm", "version"))
+    assert (len(arms), len(versions)) == (MOST_ARMS, MOST_VERSIONS)
+    assert {*ALWAYS, "challenger-x0"} < arms
+    assert {tags["service"] for tags in every} == {"svc"}
+    assert {tags["status"] for tags in written["seatrial_requests"]} == {"2xx", "3xx"}
+    assert written["seatrial_outcomes"][-1]["arm"] == "challenger-x0"
+    assert written["seatrial_outcomes"][-2]["arm"] == "challenger"
+
+
+def test_what_is_known_stays_known_when_there_is_no_more_room() -> None:
     known: set[str] = set()
-    named = [bounded(str(version), known) for version in range(200)]
-    assert named == [str(version) for version in range(MOST_VERSIONS)] + [OTHER] * (200 - MOST_VERSIONS)
-    assert bounded("3", known) == "3"
+    assert [bounded(each, known, 2) for each in ("a", "b", "c", "a")] == ["a", "b", OTHER, "a"]
 
 
 def test_outcomes_are_counted_for_the_arm_that_answered(tmp_path: Path) -> None:
