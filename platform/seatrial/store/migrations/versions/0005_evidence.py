@@ -89,6 +89,8 @@ def upgrade() -> None:
 def downgrade() -> None:
     for name in ("covariates", "evidence_sums", "evidence_units", "outcome_news", "evidence_news"):
         op.drop_table(name)
+    # Older tables know outcomes of requests only: those of units would be nobody's.
+    op.execute("DELETE FROM outcomes WHERE unit IS NOT NULL")
     op.drop_index(op.f("ix_outcomes_unit"), "outcomes")
     op.drop_column("outcomes", "unit")
     op.drop_column("exposures", "refused")
