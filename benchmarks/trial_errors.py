@@ -40,7 +40,7 @@ EQUAL = (
     Case("5 planned looks, pocock", share_of(0.3), {"decision": PLAN | {"boundary": "pocock"}}),
     Case("5 planned looks, obrien", share_of(0.3), {"decision": PLAN | {"boundary": "obrien_fleming"}}),
     Case("5 planned looks, lan_demets", share_of(0.3), {"decision": PLAN}),
-    Case("5 planned looks, one of two leaves", share_of(0.3, 0.0, -1.0),
+    Case("a challenger leaves, 5 planned looks", share_of(0.3, 0.0, -1.0),
          {"decision": PLAN | {"boundary": "pocock"}}, shares=(0.5, 0.25, 0.25),
          hopeless=frozenset({"challenger-b"})),
 )  # fmt: skip

@@ -65,13 +65,15 @@ def test_what_has_left_a_trial_is_kept_and_planned_looks_go_by_the_arms_that_are
     look = sim.looks["support-chat-1"][500]
     assert look.exposures == {"champion": 270, "challenger": 130, "challenger-b": 100}
     assert list(look.judgement.arms) == ["challenger"]
-    shown = report(sim.trials["support-chat-1"], None, sim.evidence(sim.trials["support-chat-1"]), sim.now)
+    trial = sim.trials["support-chat-1"]
+    shown = report(trial, None, sim.evidence(trial), sim.now + 60)
     assert [(arm["name"], arm["units"], arm["weight"] is None) for arm in shown["arms"]] == [
         ("champion", 270, False),
         ("challenger", 130, False),
         ("challenger-b", 100, True),
     ]
     assert "worse" in shown["arms"][2]["dropped"]
+    assert shown["expected"]["units"] == 700  # 500, and three quarters of what the plan still asks for
     waits = "look 2 of 2 at 800 units: 533 so far, by the arms that are left"  # 400 of three quarters
     assert look.judgement.reason == waits
     sim.rates |= {"champion": (480, 200), "challenger": (220, 140)}

@@ -8,10 +8,10 @@ from typing import Any
 from seatrial.controller.loop import Report
 from seatrial.experiments.evidence import ArmEvidence, Evidence, finite
 from seatrial.experiments.forecast import units_to_decide
-from seatrial.experiments.policy import TrialPolicy
+from seatrial.experiments.policy import GroupSequential, Thompson, TrialPolicy
 from seatrial.experiments.ramp import coverages
 from seatrial.experiments.sequential import Comparison
-from seatrial.experiments.trial import CHAMPION, Decision, Trial, look_at
+from seatrial.experiments.trial import CHAMPION, Decision, Trial, look_at, units_to_last_look
 from seatrial.experiments.verdict import ArmJudgement, Judgement
 from seatrial.reconcile.closing import no_evidence
 from seatrial.store import Store
@@ -164,10 +164,11 @@ def _expected(trial: Trial, evidence: Evidence, judgement: Judgement, now: float
 
 def _units_to_decide(trial: Trial, evidence: Evidence, judgement: Judgement) -> float | None:
     """By the first challenger that decides; planned looks end at the last one, a bandit at its deadline."""
-    decision = trial.policy.get("decision") or {"type": "sequential"}
-    if decision["type"] != "sequential":
-        return decision.get("units")
     policy = TrialPolicy.from_json(trial.policy)
+    if isinstance(policy.decision, GroupSequential):
+        return units_to_last_look(trial, evidence, policy.decision.units)
+    if isinstance(policy.decision, Thompson):
+        return None
     alpha = policy.shared_alpha(len(trial.challengers))
     found = (
         units_to_decide(each.difference, evidence.units, alpha, policy.tuning_units)

@@ -10,7 +10,7 @@ from seatrial.experiments.assignment import TrialTable
 from seatrial.experiments.evidence import Evidence
 from seatrial.experiments.judgement import Judgement, VerdictName
 from seatrial.experiments.policy import TrialPolicy
-from seatrial.experiments.verdict import judge, planned_units
+from seatrial.experiments.verdict import judge, part_of_plan, planned_units
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -150,6 +150,12 @@ def look_at(trial: Trial, evidence: Evidence, now: float) -> Judgement:
 def units_of_plan(trial: Trial, evidence: Evidence) -> int:
     """The exposed units by which the trial's planned looks go."""
     return planned_units(_shares(trial), evidence, started=len(trial.challengers))
+
+
+def units_to_last_look(trial: Trial, evidence: Evidence, planned: int) -> float:
+    """Exposed units of all arms at which the last look, at ``planned`` units of the plan, falls due."""
+    part = part_of_plan(_shares(trial), started=len(trial.challengers))
+    return evidence.units + part * (planned - units_of_plan(trial, evidence))
 
 
 def _shares(trial: Trial) -> dict[str, float]:

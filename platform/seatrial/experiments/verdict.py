@@ -72,10 +72,16 @@ def planned_units(
     Those of the arms that are left, over the part of the plan that is theirs: the information of each
     comparison grows by them alone, and spending alpha by any other clock would not keep to it.
     """
+    part = part_of_plan(shares, started=started, control=control)
+    return math.floor(evidence.of(shares).units / part + 1e-6)
+
+
+def part_of_plan(shares: Mapping[str, float], *, started: int, control: str = "champion") -> float:
+    """The share of the trial's units, as it began, that the arms had which are left."""
     challengers = [share for name, share in shares.items() if name != control]
     each = sum(challengers) / len(challengers)
     # Shares of those left sum to 1: whoever left had, on this scale, as much as each of them has.
-    return math.floor(evidence.of(shares).units * (1 + (started - len(challengers)) * each) + 1e-6)
+    return 1 / (1 + (started - len(challengers)) * each)
 
 
 @dataclass(frozen=True)
