@@ -33,6 +33,7 @@ class Bench:
             recipe=SimpleNamespace(run=settings),
             storage=storage,
             driver=(ledger.read(storage) or ledger.take_over(storage, force=False)).driver,
+            tidies=True,
         )
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(8, 256), nn.Linear(256, 8))
