@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 from contextlib import closing
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -66,7 +65,7 @@ def _finish(console: Console, stack: Stack, report: Report) -> None:
     console.print(f"verdict: [bold]{trial['verdict']}[/bold]; champion {champions}")
     console.print("The readers were simulated; the answers and their measured quality were not.")
     console.print(f"report: {path.relative_to(REPOSITORY)}, after {values['seconds']['total']:.0f} s\n")
-    _look(console, stack)
+    _look(console, stack, trial["id"])
 
 
 def _lift(trial: dict[str, Any]) -> str:
@@ -76,9 +75,12 @@ def _lift(trial: dict[str, Any]) -> str:
     return f"lift {trial['lift']:+.2f} in [{low:+.2f}, {high:+.2f}]"
 
 
-def _look(console: Console, stack: Stack) -> None:
+def _look(console: Console, stack: Stack, trial_id: str) -> None:
+    place = WORK.relative_to(REPOSITORY)
+    here = f"source .venv/bin/activate && cd {place}"
+    console.print(f"the trial      {stack.controller}/trials/{trial_id}")
     console.print(f"MLflow         {stack.mlflow}/#/models/{SERVICE}")
-    console.print(f"Ray dashboard  {stack.dashboard}  (token: `seatrial env`)")
+    console.print(f"Ray dashboard  {stack.dashboard}  (token: `seatrial env`, in {place})")
     console.print(f"service        {stack.service}/v1")
     body = json.dumps(
         {"model": SERVICE, "user": "me", "messages": [{"role": "user", "content": "Which module has deque?"}]}
@@ -90,9 +92,7 @@ def _look(console: Console, stack: Stack) -> None:
         console.print("\nEverything is still running; press Ctrl-C to end it.")
         signal.pause()
     else:
-        console.print(
-            f"\nThe stack ends now; `cd {Path('runs/demo')} && seatrial up` brings it back as it was."
-        )
+        console.print(f"\nThe stack ends now; `{here} && seatrial up` brings it back as it was.")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
