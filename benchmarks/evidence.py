@@ -1,6 +1,6 @@
 """What a look at a trial of many units costs: what is new since the last one, not what was ever seen.
 
-    python -m benchmarks.evidence [--units 1000000] [--new 1000]
+    python -m benchmarks.evidence [--units 1000000] [--new 1000] [--store postgresql]
 
 Fills a trial with units of one request and one outcome each, looking now and then, and then times looks with
 nothing new and looks with `--new` new outcomes. The peer is a recount in the database, which groups all rows
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from benchmarks.recorder import opened, stores
+from benchmarks.recorder import STORES, opened, stores
 from seatrial.config.trial import TrialSection
 from seatrial.experiments.assignment import Arm, TrialTable
 from seatrial.experiments.trial import Trial
@@ -46,9 +46,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--units", type=int, default=1_000_000)
     parser.add_argument("--new", type=int, default=1000)
+    parser.add_argument("--store", choices=STORES, help="one of them; both when not given")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        for name, url in stores(Path(folder)):
+        for name, url in stores(Path(folder), given.store):
             print(json.dumps(measure(name, url, given.units, given.new)), flush=True)
 
 

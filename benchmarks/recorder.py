@@ -29,6 +29,7 @@ from seatrial_serving.recorder import Recorder
 from seatrial_serving.request import encode, parse
 from tests.store import postgres
 
+STORES = ("sqlite", "postgresql")
 TARGET = 5000.0
 NAIVE = 500
 SERVICE = "bench"
@@ -46,11 +47,13 @@ def main() -> None:
             )
 
 
-def stores(folder: Path) -> Iterator[tuple[str, str]]:
-    """Names and URLs."""
-    yield "sqlite", f"sqlite:///{folder / 'store.db'}"
-    with postgres.running() as url:
-        yield "postgresql", url
+def stores(folder: Path, only: str | None = None) -> Iterator[tuple[str, str]]:
+    """Names and URLs, of all or of one."""
+    if only in (None, STORES[0]):
+        yield STORES[0], f"sqlite:///{folder / 'store.db'}"
+    if only in (None, STORES[1]):
+        with postgres.running() as url:
+            yield STORES[1], url
 
 
 def measure(name: str, url: str, folder: Path, count: int, callers: int) -> dict[str, object]:
