@@ -44,7 +44,7 @@ RECIPE = {
     "register_as": "checkpoints",
     "data": {"train": "none.jsonl"},
     "tokenizer": {"vocab_size": VOCABULARY},
-    "run": {"steps": MOST_STEPS, "seq_tokens": SEQ_TOKENS, "batch_rows": 2, "keep_checkpoints": 1},
+    "run": {"steps": MOST_STEPS, "seq_tokens": SEQ_TOKENS, "batch_rows": 1, "keep_checkpoints": 1},
 }
 
 
@@ -59,16 +59,16 @@ class Rounds:
         self.blocked: dict[str, list[float]] = {kind: [] for kind in KINDS}
         self.steps: dict[str, list[float]] = {"alone": [], "while writing": []}
         self._keeper, self._count = keeper, count
-        self._saved = 0
+        self._saved, self._was_writing = 0, False
         self._since = time.perf_counter()
 
     def __call__(self, step: Step) -> None:
         """Whatever comes next: a checkpoint of either kind, or another step."""
-        now = time.perf_counter()
-        self.steps["while writing" if self._is_writing() else "alone"].append(now - self._since)
+        took = time.perf_counter() - self._since
+        self.steps["while writing" if self._was_writing else "alone"].append(took)
         if not self._is_writing():
             self._save(KINDS[self._saved % 2], step.number)
-        self._since = time.perf_counter()
+        self._was_writing, self._since = self._is_writing(), time.perf_counter()
 
     def _is_writing(self) -> bool:
         thread = self._keeper._writer._thread
@@ -116,7 +116,7 @@ def measure(storage: Storage, name: str, rounds: int) -> dict[str, Any]:
     optimizer, schedule = optimizer_for(model, run), Schedule.of(run, MOST_STEPS)
     chance = np.random.default_rng(0)
     documents = [chance.integers(6, VOCABULARY, SEQ_TOKENS).tolist() for _ in range(64)]
-    batches = Batches(pack([Encoded(ids, ids) for ids in documents], SEQ_TOKENS), 2, 1, 0, share)
+    batches = Batches(pack([Encoded(ids, ids) for ids in documents], SEQ_TOKENS), 1, 1, 0, share)
     seen = Rounds(Keeper(spec, share, model, optimizer, schedule, None), rounds)
     try:
         train(model, optimizer, batches, schedule, clip_norm=1.0, after_step=seen)

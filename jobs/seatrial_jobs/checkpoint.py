@@ -280,8 +280,10 @@ def plain(model: nn.Module) -> nn.Module:
 def not_finite(model: nn.Module) -> str | None:
     """Name of a trained parameter with a value that is not finite, if this worker has one."""
     trained = {name: _local(weights) for name, weights in _weights(model).items()}
-    sick = torch.stack([~torch.isfinite(weights).all() for weights in trained.values()])
-    return next((name for name, is_sick in zip(trained, sick.tolist(), strict=True) if is_sick), None)
+    # A sum reads each value once and makes no copy; what is not finite shows in it, and rarely anything else.
+    sums = torch.stack([weights.sum(dtype=torch.float32) for weights in trained.values()]).tolist()
+    suspects = [name for name, total in zip(trained, sums, strict=True) if not math.isfinite(total)]
+    return next((name for name in suspects if not torch.isfinite(trained[name]).all()), None)
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

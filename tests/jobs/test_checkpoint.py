@@ -155,6 +155,12 @@ def test_trained_weights_that_are_not_finite_are_named():
     with torch.no_grad():
         net.trained.bias[1] = torch.inf
     assert checkpoint.not_finite(net) == "trained.bias"
+    with torch.no_grad():
+        net.trained.bias[0] = -torch.inf
+    assert checkpoint.not_finite(net) == "trained.bias"
+    with torch.no_grad():
+        net.trained.bias[:] = 3e38
+    assert checkpoint.not_finite(net) is None, "their sum is too large, they are not"
 
 
 def test_weights_of_another_model_are_refused(storage: Storage, tmp_path: Path):
