@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, case, delete, exists, func, select, update
+from sqlalchemy import Connection, delete, func, select, update
 
 from seatrial.store.bulk import insert_all, is_one_of
 from seatrial.store.tables import evidence_news, exposures, outcome_news, outcomes, trials
@@ -97,32 +98,45 @@ def no_longer_unknown(
 def count_outcomes(connection: Connection, service: str) -> tuple[int, dict[str, int]]:
     """All outcomes of the service, and how many of those kept apart are unknown, early, or late."""
     every = connection.execute(select(func.count()).where(outcomes.c.service == service)).scalar_one()
-    apart = (
-        select(_why_apart(service).label("why"))
+    row = outcome_news.c
+    of_requests = select(func.count()).where(*_is_unknown(service), row.unit.is_(None))
+    counted = Counter(unknown=int(connection.execute(of_requests).scalar_one()), early=0, late=0)
+    page = (
+        select(row.outcome_id, row.unit, outcomes.c.at)
         .select_from(_WITH_OUTCOMES)
-        .where(*_is_unknown(service))
-        .subquery()
+        .where(*_is_unknown(service), row.unit.is_not(None))
+        .order_by(row.outcome_id)
+        .limit(BATCH)
     )
-    counted = connection.execute(select(apart.c.why, func.count()).group_by(apart.c.why)).all()
-    return int(every), {"unknown": 0, "early": 0, "late": 0} | {why: int(count) for why, count in counted}
+    after = ""
+    while news := connection.execute(page.where(row.outcome_id > after)).all():
+        stays = _stays(connection, service, [each.unit for each in news])
+        counted.update(_why_apart(each.at, stays.get(each.unit, [])) for each in news)
+        after = news[-1].outcome_id
+    return int(every), dict(counted)
 
 
-def _why_apart(service: str) -> Any:
-    """Why an outcome of `outcome_news` belongs to nobody: by what is known of its unit, in any trial."""
-    at = outcomes.c.at
+def _why_apart(at: float, stays: Sequence[tuple[float, float, float]]) -> str:
+    """Why what was said of a unit then belongs to nobody; of each trial it was in: opening, first, last."""
+    if any(opened_at <= at < last for opened_at, _, last in stays):
+        return "early"
+    if any(first <= at for _, first, _ in stays):
+        return "late"
+    return "early" if stays else "unknown"
 
-    def seen(*when: Any) -> Any:
-        is_theirs = (trials.c.service == service, exposures.c.unit == outcome_news.c.unit, *when)
-        of_trials = exposures.join(trials, trials.c.id == exposures.c.trial_id)
-        return exists().select_from(of_trials).where(*is_theirs).correlate(outcome_news, outcomes)
 
-    return case(
-        (outcome_news.c.unit.is_(None), "unknown"),
-        (seen(exposures.c.at > at, trials.c.opened_at <= at), "early"),
-        (seen(exposures.c.at <= at), "late"),
-        (seen(), "early"),
-        else_="unknown",
-    )
+def _stays(
+    connection: Connection, service: str, units: Sequence[str]
+) -> dict[str, list[tuple[float, float, float]]]:
+    """Unit → of each of the service's trials that it was in: opening, its first and its last request."""
+    row, opened = exposures.c, select(trials.c.id, trials.c.opened_at).where(trials.c.service == service)
+    opened_at = {each.id: each.opened_at for each in connection.execute(opened)}
+    is_theirs = (row.trial_id.in_(opened_at), is_one_of(connection, row.unit, units))
+    statement = select(row.trial_id, row.unit, func.min(row.at), func.max(row.at)).where(*is_theirs)
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for trial_id, unit, first, last in connection.execute(statement.group_by(row.trial_id, row.unit)):
+        found.setdefault(unit, []).append((opened_at[trial_id], first, last))
+    return found
 
 
 def _is_unplaced(service: str) -> tuple[Any, ...]:
