@@ -21,6 +21,10 @@ NO_ROOM = "Job supervisor actor could not be scheduled: no node"
 NOT_STARTED = "Job supervisor actor failed to start within 900 seconds"
 TIMEOUT = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"
 DIED = "Job supervisor actor died: the node has died"
+GONE = "The actor is dead because its worker process has died."
+GUESSED = (
+    f"{GONE} Some common causes include: (1) the process was killed by the OOM killer due to high memory"
+)
 SUPERVISOR = "JOB_SUPERVISOR_ACTOR"
 RAY_OOM = (
     "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.",
@@ -48,6 +52,9 @@ RAY_OOM = (
         ),
         (Finish("FAILED", None, NO_ROOM, f"{SUPERVISOR}_UNSCHEDULABLE"), "unschedulable", NO_ROOM, False),
         (Finish("FAILED", None, DIED, f"{SUPERVISOR}_DIED"), "lost_node", DIED, True),
+        (Finish("FAILED", None, GUESSED, f"{SUPERVISOR}_DIED"), "lost_node", GONE, True),
+        (Finish("FAILED", 1, lines=(f"ray.exceptions.ActorDiedError: {GUESSED}",)), "lost_node",
+         f"ray.exceptions.ActorDiedError: {GONE}", True),
         (Finish("FAILED", None, NOT_STARTED, TIMEOUT), "not_started", NOT_STARTED, True),
         (Finish("FAILED", 137), "killed", KILLED, True),
         (Finish("FAILED", -9, "failed\nlong log"), "killed", KILLED, True),

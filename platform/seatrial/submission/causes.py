@@ -32,6 +32,8 @@ LOST_NODE = re.compile(
     r"|The actor died|node .{0,60} died|raylet .{0,40} died|owner .{0,40} died|supervisor actor died",
     re.IGNORECASE,
 )
+# Ray's guesses at why a process is gone, an OOM killer first among them, are no evidence.
+GUESSES = re.compile(r"\s*Some common causes include:.*", re.DOTALL)
 NO_ROOM = re.compile(r"could not be scheduled|ActorUnschedulableError|is infeasible|cannot be scheduled")
 # Ray's error types that say more than the driver's exit code, which does not exist then.
 ENVIRONMENT = ("RUNTIME_ENV_SETUP_FAILURE", "JOB_ENTRYPOINT_COMMAND_START_ERROR")
@@ -93,10 +95,10 @@ def _kind_and_text(finish: Finish) -> tuple[str, str]:
         return "stopped", "was stopped"
     if finish.status == "LOST":
         return "lost_node", "Ray does not know the attempt any more: the cluster started again"
-    said = [plain(line[:MOST_CHARS]).strip() for line in finish.lines]
+    said = [GUESSES.sub("", plain(line[:MOST_CHARS])).strip() for line in finish.lines]
     own = [line for line in said if not RAY_CHATTER.search(line)]
     if finish.exit_code is None:
-        message = " ".join(finish.message.split())
+        message = GUESSES.sub("", " ".join(finish.message.split()))
         return _driverless(finish, message or cause(own) or "its driver was lost", said)
     message = (finish.message.strip().splitlines() or [""])[0]
     if finish.exit_code in (KILLED, -9):
