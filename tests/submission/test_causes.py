@@ -23,7 +23,7 @@ TIMEOUT = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"
 DIED = "Job supervisor actor died: the node has died"
 GONE = "The actor is dead because its worker process has died."
 GUESSED = (
-    f"{GONE} Some common causes include: (1) the process was killed by the OOM killer due to high memory"
+    f"{GONE} Some common causes include: (1) the process was killed by the OOM killer"
 )
 SUPERVISOR = "JOB_SUPERVISOR_ACTOR"
 RAY_OOM = (
