@@ -22,9 +22,7 @@ NOT_STARTED = "Job supervisor actor failed to start within 900 seconds"
 TIMEOUT = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"
 DIED = "Job supervisor actor died: the node has died"
 GONE = "The actor is dead because its worker process has died."
-GUESSED = (
-    f"{GONE} Some common causes include: (1) the process was killed by the OOM killer"
-)
+GUESSED = f"{GONE} Some common causes include: (1) the process was killed by the OOM killer"
 SUPERVISOR = "JOB_SUPERVISOR_ACTOR"
 RAY_OOM = (
     "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.",
