@@ -23,6 +23,7 @@ from sqlalchemy import text
 from seatrial.registry import versions
 from seatrial.store import Store
 from tests.serving import load, stage
+from tests.store import postgres
 
 SERVICE, BASE = "svc", "svc-base"
 REPLICAS = 2
@@ -85,6 +86,7 @@ class Fire:
     texts: dict[str, str]
     ref: versions.BaseRef
     folder: Path
+    database: postgres.Server | None = None
     made: list[str] = field(default_factory=list)
 
     @property
@@ -216,7 +218,7 @@ def _mlflow(folder: Path) -> tuple[str, Part]:
     return url, Part(command, folder / "mlflow.log", {**os.environ, **settings}, f"{url}/health")
 
 
-def _controller(cluster: stage.Cluster, mlflow_url: str, folder: Path) -> Part:
+def _controller(cluster: stage.Cluster, store_url: str, mlflow_url: str, folder: Path) -> Part:
     url = f"http://127.0.0.1:{stage.free_port()}"
     env = {
         **os.environ,
@@ -225,7 +227,7 @@ def _controller(cluster: stage.Cluster, mlflow_url: str, folder: Path) -> Part:
         "RAY_AUTH_MODE": "disabled",
         "SEATRIAL_SERVE_URL": cluster.serve_url,
         "SEATRIAL_CONTROLLER_URL": url,
-        "SEATRIAL_STORE_URL": f"sqlite:///{cluster.home / 'store.db'}",
+        "SEATRIAL_STORE_URL": store_url,
         "SEATRIAL_HOME": str(cluster.home),
         "SEATRIAL_POLL_S": "0.5",
     }
@@ -234,23 +236,27 @@ def _controller(cluster: stage.Cluster, mlflow_url: str, folder: Path) -> Part:
 
 
 @contextmanager
-def on_fire(folder: Path) -> Iterator[Fire]:
-    """Start everything, with a champion that answers."""
+def on_fire(folder: Path, *, is_postgresql: bool = False) -> Iterator[Fire]:
+    """Start everything, with a champion that answers; the store is PostgreSQL or SQLite."""
     base = stage.make_base(folder / "base")
     kinds, texts = _kinds(base, folder)
     mlflow_url, mlflow = _mlflow(folder / "mlflow")
     with ExitStack() as stack:
         stack.callback(mlflow.close)
         mlflow.start()
-        cluster = stack.enter_context(stage.ray_cluster(folder / "ray", {"MLFLOW_TRACKING_URI": mlflow_url}))
+        database = stack.enter_context(postgres.server()) if is_postgresql else None
+        store_url = database.url if database else f"sqlite:///{folder / 'store.db'}"
+        told = {"MLFLOW_TRACKING_URI": mlflow_url, "SEATRIAL_STORE_URL": store_url}
+        cluster = stack.enter_context(stage.ray_cluster(folder / "ray", told))
         _, digest = stage.register(mlflow_url, BASE, base, kind="full", method="full")
         ref = versions.BaseRef(ref=f"models:/{BASE}/1", digest=digest)
-        store = Store(f"sqlite:///{cluster.home / 'store.db'}")
+        store = Store(store_url)
         store.migrate()
         stack.callback(store.close)
-        controller = _controller(cluster, mlflow_url, folder)
+        controller = _controller(cluster, store_url, mlflow_url, folder)
         stack.callback(controller.close)
-        fire = Fire(cluster, store, mlflow_url, mlflow, controller, base, kinds, texts, ref, folder)
+        parts = (cluster, store, mlflow_url, mlflow, controller)
+        fire = Fire(*parts, base, kinds, texts, ref, folder, database)
         fire.alias("champion", fire.make(0))
         store.put_service(SERVICE, _service(), now=time.time())
         controller.start()

@@ -32,6 +32,7 @@ class Answer:
     text: str
     is_stream: bool
     problem: str | None
+    request_id: str = ""
 
 
 @dataclass
@@ -129,11 +130,12 @@ async def ask(session: aiohttp.ClientSession, url: str, model: str, user: str, *
         "stream": is_stream,
         "user": user,
     }
-    began, version, arm, text, problem = time.monotonic(), "", "", "", None
+    began, version, arm, text, request_id, problem = time.monotonic(), "", "", "", "", None
     try:
         async with session.post(f"{url}/v1/chat/completions", json=body) as answer:
             version = answer.headers.get("x-seatrial-version", "")
             arm = answer.headers.get("x-seatrial-arm", "")
+            request_id = answer.headers.get("x-seatrial-request-id", "")
             content = await answer.read()
         if answer.status != 200:
             problem = f"{answer.status} {content[:120]!r}"
@@ -143,7 +145,7 @@ async def ask(session: aiohttp.ClientSession, url: str, model: str, user: str, *
                 problem = f"the header says {version}, the body {said}"
     except (aiohttp.ClientError, TimeoutError) as error:
         problem = f"{type(error).__name__} {error}"
-    return Answer(began, time.monotonic(), version, arm, text, is_stream, problem)
+    return Answer(began, time.monotonic(), version, arm, text, is_stream, problem, request_id)
 
 
 def read(content: bytes, *, is_stream: bool) -> tuple[str, str, str | None]:

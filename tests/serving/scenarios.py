@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 from sqlalchemy import text
 
 from tests.serving import stage
@@ -114,16 +118,17 @@ def store_away(fire: Fire) -> tuple[Load, dict[str, Any]]:
         with locked(fire):
             time.sleep(AWAY_S)
         back = time.monotonic()
-    recovered_s = wait_exposures(fire, running, back)
+    wait_recorded(fire, "exposures", asked := in_trial(running))
+    recovered_s = time.monotonic() - back
     fire.client.delete_registered_model_alias(SERVICE, "challenger")
-    figures = {"exposures": sum(1 for answer in running.answers if answer.arm)}
-    return running, {"recovered_s": round(recovered_s, 1), **figures, **running.summary()}
+    return running, {"recovered_s": round(recovered_s, 1), "exposures": len(asked), **running.summary()}
 
 
 @contextmanager
 def locked(fire: Fire) -> Iterator[None]:
-    """Nobody else can read or write the store."""
-    connection = sqlite3.connect(fire.cluster.home / "store.db", isolation_level=None, timeout=30)
+    """Nobody else can read or write the store, which is SQLite's."""
+    file = str(fire.store.engine.url.database)
+    connection = sqlite3.connect(file, isolation_level=None, timeout=30)
     connection.execute("BEGIN EXCLUSIVE")
     try:
         yield
@@ -132,17 +137,84 @@ def locked(fire: Fire) -> Iterator[None]:
         connection.close()
 
 
-def wait_exposures(fire: Fire, running: Load, since: float) -> float:
-    """Seconds from ``since`` until every answer of a trial is a row of the store, and none is twice."""
-    expected = sum(1 for answer in running.answers if answer.arm and answer.problem is None)
+def postgres_killed(fire: Fire) -> tuple[Load, dict[str, Any]]:
+    """SIGKILL of PostgreSQL in the middle of a trial: what clients were told is kept is there afterwards."""
+    assert fire.database is not None, "this fire's store is SQLite"
+    version, challenger = fire.make(len(fire.made)), fire.make(len(fire.made))
+    fire.alias("challenger", challenger)
+    with loaded(fire) as running, telling(fire, running) as told:
+        fire.wait_served(challenger, running)
+        fire.database.kill()
+        killed, before = time.monotonic(), len(told)
+        time.sleep(AWAY_S)
+        assert before < len(told), "outcomes are taken while the store is away"
+        began = time.monotonic()
+        fire.database.start()
+        started_s = time.monotonic() - began
+        wait_recorded(fire, "exposures", in_trial(running))
+        wait_recorded(fire, "outcomes", set(told))
+        recovered_s = time.monotonic() - began
+        fire.alias("champion", version)
+        promoted_s = fire.wait_served(version, running)
+        away_s = began - killed
+    asked = in_trial(running)
+    wait_recorded(fire, "exposures", asked)
+    wait_recorded(fire, "outcomes", set(told))
+    fire.client.delete_registered_model_alias(SERVICE, "challenger")
+    figures = {"away_s": away_s, "database_start_s": started_s, "recovered_s": recovered_s}
+    rounded = {name: round(value, 1) for name, value in {**figures, "promoted_s": promoted_s}.items()}
+    return running, {**rounded, "exposures": len(asked), "outcomes": len(told), **running.summary()}
 
-    def count() -> int:
+
+@contextmanager
+def telling(fire: Fire, running: Load) -> Iterator[list[str]]:
+    """Posts an outcome of each answer as soon as it is there; the requests whose outcome was accepted.
+
+    Raises:
+        httpx.HTTPError: an outcome was refused.
+    """
+    told: list[str] = []
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(_tell, fire, running, told, stop)
+        try:
+            yield told
+        finally:
+            stop.set()
+        work.result()
+
+
+def _tell(fire: Fire, running: Load, told: list[str], stop: threading.Event) -> None:
+    headers = {"Authorization": f"Bearer {stage.KEY}"}
+    with httpx.Client(base_url=fire.cluster.serve_url, headers=headers, timeout=30) as client:
+        seen = 0
+        while not stop.is_set():
+            fresh = running.answers[seen:]
+            seen += len(fresh)
+            ids = [answer.request_id for answer in fresh if answer.problem is None]
+            rows = [{"request_id": each, "metric": "noted", "value": 1} for each in ids]
+            if rows:
+                answer = client.post("/v1/outcomes", json={"outcomes": rows}).raise_for_status()
+                assert answer.json() == {"accepted": len(rows), "rejected": []}
+                told.extend(ids)
+            time.sleep(0.1)
+
+
+def in_trial(running: Load) -> set[str]:
+    """The requests that were answered in a trial so far."""
+    return {a.request_id for a in list(running.answers) if a.arm and a.problem is None}
+
+
+def wait_recorded(fire: Fire, table: str, asked: set[str]) -> None:
+    """Return when each of the requests has its row, and no request has two."""
+    statement = text(f"select request_id from {table}")  # noqa: S608  # a name of this file's
+
+    def read() -> Counter[str]:
         with fire.store.engine.connect() as connection:
-            return int(connection.execute(text("select count(*) from exposures")).scalar_one())
+            return Counter(connection.execute(statement).scalars())
 
-    stage.wait_until(lambda: count() >= expected, 60, f"{expected} exposures")
-    assert count() == expected, "each answer is one exposure"
-    return time.monotonic() - since
+    stage.wait_until(lambda: asked <= read().keys(), 60, f"{len(asked)} {table}")
+    assert set(read().values()) <= {1}, "one request has one row"
 
 
 def broken_challenger(fire: Fire) -> tuple[Load, dict[str, Any]]:
@@ -161,11 +233,10 @@ def shadowed(fire: Fire) -> tuple[Load, dict[str, Any]]:
     version = fire.make(len(fire.made))
     with loaded(fire) as running:
         fire.alias("shadow", version)
-        stage.wait_until(lambda: _sum(fire, SHADOWED, version=version) > 0, 60, "answers of the shadow")
+        stage.wait_until(lambda: _sum(fire, SHADOWED) > 0, 60, "answers of the shadow")
         fire.client.delete_registered_model_alias(SERVICE, "shadow")
     results = {
-        result: _sum(fire, SHADOWED, version=version, result=result)
-        for result in ("same", "different", "failed", "dropped")
+        result: _sum(fire, SHADOWED, result=result) for result in ("same", "different", "failed", "dropped")
     }
     return running, {"copies": results, "answers_of_it": running.versions[version], **running.summary()}
 
