@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -156,23 +157,12 @@ class Keeper:
 
     def _load(self, *, every: int) -> checkpoint.State | None:
         """Read the checkpoint that the first worker chooses, into this one's model and optimizer."""
-        storage = self.spec.storage
         with tempfile.TemporaryDirectory() as place:
-            folder: Path | None = None
-            if self.share.rank == 0:
-                folder, passed_over = checkpoint.newest(storage, Path(place), every=every)
-                if passed_over:
-                    self._tag("seatrial.passed_over", "; ".join(passed_over)[:5000])
-            names: list[Any] = [folder.name if folder else None]
-            if self.share.size > 1:
-                dist.broadcast_object_list(names)
-            if names[0] is None:
-                return None
+            folder = self._fetch(Path(place), every)
             if folder is None:
-                folder = Path(place) / names[0]
-                if (problem := checkpoint.fetch(storage, names[0], folder)) is not None:
-                    raise RuntimeError(f"{names[0]}: {problem}")
+                return None
             state = checkpoint.load(folder, self.model, self.optimizer)
+            self._exchange(None)  # others may read from this folder
         for what, kept, mine in (
             ("has another schedule", state.schedule, vars(self.schedule)),
             ("was trained on other tokens", state.tokens_digest, self.tokens_digest),
@@ -180,6 +170,30 @@ class Keeper:
             if kept != mine:
                 raise HopelessError(f"checkpoint of step {state.step} {what}: start again with --force")
         return state
+
+    def _fetch(self, place: Path, every: int) -> Path | None:
+        """A local copy of the checkpoint that the first worker chooses; one for all workers of a machine."""
+        storage, rank, mine = self.spec.storage, self.share.rank, None
+        if rank == 0:
+            mine, passed_over = checkpoint.newest(storage, place, every=every)
+            if passed_over:
+                self._tag("seatrial.passed_over", "; ".join(passed_over)[:5000])
+        told = self._exchange((socket.gethostname(), mine))
+        chosen = told[0][1]
+        if chosen is None:
+            return None
+        nearest = [host for host, _ in told].index(told[rank][0])
+        if mine is None and nearest == rank:
+            mine = self._fetch_again(chosen.name, place)
+        shared: Path = self._exchange(mine)[nearest]
+        # Machines of one name need not be one machine.
+        return shared if shared.is_dir() else self._fetch_again(chosen.name, place)
+
+    def _fetch_again(self, name: str, place: Path) -> Path:
+        problem = checkpoint.fetch(self.spec.storage, name, place / name)
+        if problem is not None:
+            raise RuntimeError(f"{name}: {problem}")
+        return place / name
 
     def _problem(self, step: int) -> Exception | None:
         if (name := checkpoint.not_finite(self.model)) is not None:

@@ -33,8 +33,6 @@ def spread(model: nn.Module, share: Share, sharding: Literal["none", "full"], *,
     Raises:
         UserError: it cannot be divided.
     """
-    if share.device.type == "cuda":
-        torch.cuda.set_device(share.device)
     if share.size == 1:
         return model.to(share.device)
     if sharding == "full":

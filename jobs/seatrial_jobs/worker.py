@@ -144,6 +144,8 @@ def _share(spec: Spec) -> Share:
         cores = len(os.sched_getaffinity(0))
         threads = spec.recipe.resources.threads_per_worker or cores // context.get_local_world_size()
         torch.set_num_threads(max(threads, 1))
+    else:
+        torch.cuda.set_device(device)
     return Share(context.get_world_rank(), context.get_world_size(), device)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from seatrial.config.method import FullMethod, LoraMethod
@@ -33,6 +34,8 @@ from seatrial_jobs.loop import (
     recompute_layers,
     train,
 )
+from seatrial_jobs.sharding import whole
+from seatrial_jobs.spec import HopelessError
 from seatrial_jobs.storage import Storage
 from seatrial_jobs.watch import Watch
 
@@ -72,13 +75,14 @@ class Training:
         place: Path | None = None,
         *,
         method: str = "full",
+        dtype: torch.dtype = torch.float32,
         **run: Any,
     ) -> None:
         settings = {"steps": STEPS, "seq_tokens": 64, "batch_rows": 12, "learning_rate": 0.01, **run}
         self.share, self.run = share, RunSection(**settings)
         self.method = methods.build(METHODS[method])
         torch.manual_seed(0)
-        made = self.method.prepare(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32))
+        made = self.method.prepare(AutoModelForCausalLM.from_pretrained(base, dtype=dtype))
         if self.run.recompute:
             recompute_layers(made)
         self.model = sharding.spread(made, share, how, halves=in_halves(self.run, share.device))  # type: ignore[arg-type]
@@ -161,8 +165,18 @@ def compiled_by_torch_alone() -> Iterator[None]:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > graphs
 
 
-def half_precision(share: Share, base: Path, how: str) -> list[float]:
-    return Training(share, base, how, precision="bfloat16").go()
+def half_precision(share: Share, base: Path, how: str) -> dict[str, list[float]]:
+    """Losses of passes in bfloat16: of weights in float32, and of adapters on frozen weights in bfloat16."""
+    frozen = {"method": "lora", "dtype": torch.bfloat16}
+    kinds: dict[str, dict[str, Any]] = {
+        "full": {},
+        "lora": frozen,
+        "sharp": {**frozen, "precision": "float32"},
+    }
+    return {
+        name: Training(share, base, how, **{"precision": "bfloat16", **settings}).go()
+        for name, settings in kinds.items()
+    }
 
 
 def saved(share: Share, base: Path, place: Path, how: str, method: str, until: int) -> list[float]:
@@ -173,6 +187,55 @@ def saved(share: Share, base: Path, place: Path, how: str, method: str, until: i
 def resumed(share: Share, base: Path, place: Path, how: str, method: str) -> list[float]:
     """Go on from the newest checkpoint until the end."""
     return Training(share, base, how, place, method=method).go()
+
+
+def fetches(share: Share, base: Path, place: Path) -> int:
+    """How often this worker asks storage for a checkpoint's file while all of them restore it."""
+    asked: list[str] = []
+    fetch = Storage.fetch
+    Storage.fetch = lambda self, name, local: asked.append(name) or fetch(self, name, local)  # type: ignore[method-assign]
+    Training(share, base, "full", place).go()
+    return len(asked)
+
+
+def held(share: Share, base: Path, how: str) -> tuple[int, int]:
+    """Numbers that this worker keeps: weights, and the optimizer's moments, after a training."""
+    training = Training(share, base, how)
+    training.go()
+    snapshot = checkpoint.look(training.model, training.optimizer)
+    moments = [tensor for name, tensor in snapshot.optimizer.items() if not name.endswith("/step")]
+    return own_numbers(snapshot.weights.values()), own_numbers(moments)
+
+
+def own_numbers(tensors: Iterable[torch.Tensor]) -> int:
+    return sum((t.to_local() if isinstance(t, DTensor) else t).numel() for t in tensors)
+
+
+def staged(share: Share, base: Path) -> bool:
+    """Whether a snapshot's copy is what it was, when the weights have changed since."""
+    training = Training(share, base, "full")
+    snapshot = checkpoint.look(training.model, training.optimizer)
+    before = {name: whole(tensor).clone() for name, tensor in snapshot.weights.items()}
+    copied = checkpoint.Staging(share.device).copy(snapshot)
+    with torch.no_grad():
+        for parameter in training.model.parameters():
+            parameter.zero_()
+    same = [torch.equal(whole(copied.weights[name]), tensor) for name, tensor in before.items()]
+    return all(same) and any(bool(tensor.any()) for tensor in before.values())
+
+
+def sick(share: Share, base: Path, place: Path) -> str:
+    """What is said of a checkpoint when the last worker's part of one weight has no number in it."""
+    training = Training(share, base, "full", place)
+    if share.rank == share.size - 1:
+        with torch.no_grad():
+            dict(training.model.named_parameters())["model.norm.weight"].to_local()[-1] = torch.nan  # type: ignore[operator]
+    assert training.watch is not None
+    try:
+        training.watch.keeper.save(1, wait=True)
+    except HopelessError as error:
+        return str(error)
+    return ""
 
 
 def killed_between_parts(share: Share, base: Path, place: Path, after: int) -> None:
@@ -215,9 +278,9 @@ def exported(share: Share, base: Path, place: Path, how: str, method: str) -> No
         training.method.save(training.plain, place / "version", None)
 
 
-def answers(share: Share, base: Path, how: str, questions: list[Question]) -> list[str]:
+def answers(share: Share, base: Path, how: str, method: str, questions: list[Question]) -> list[str]:
     """This worker's answers after training."""
-    training = Training(share, base, how, learning_rate=0.05)
+    training = Training(share, base, how, method=method)
     training.go()
     mine = questions[share.rank :: share.size]
     if sharding.is_sharded(training.model):
