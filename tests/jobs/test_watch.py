@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from seatrial.config.run import RunSection
+from seatrial.config.run import RunSection, SpikesSection
+from seatrial.registry import runs
 from seatrial.registry.runs import Point
 from seatrial_jobs import checkpoint, generators
 from seatrial_jobs.batches import Batches, Share
@@ -124,3 +125,20 @@ def test_a_checkpoint_of_other_tokens_is_not_continued(
     else:
         with pytest.raises(HopelessError, match=reason):
             watch.restore()
+
+
+def test_events_that_were_kept_are_told_again_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(runs, "log_json", lambda run_id, name, value, uri: told.update({name: value}))
+    monkeypatch.setattr(runs, "set_tags", lambda run_id, tags, uri: told.update(tags))
+    events = [{"step": 7, "what": "loss", "action": "skip", "rows": [3, 9]}]
+    memory = {"detector": {"losses": [], "norms": []}, "factor": 1.0, "events": events}
+    bench = Bench(tmp_path)
+    watch = bench.made()
+    guard = watch.watch_for_spikes(SpikesSection(), Batches(ROWS, 4, 1, 0, ALONE))
+    monkeypatch.setattr(watch.keeper, "restore", lambda: checkpoint.State(10, {}, [], guard=memory))
+    assert watch.restore() == 10
+    assert bench.recorder.close(5)
+    assert guard.events == events
+    assert told["spikes.json"]["rows"] == [[3, 9]]
+    assert told["seatrial.spikes"] == "1"
