@@ -54,6 +54,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, mlflow_uri: str) -> Iterat
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_raylet_start_wait_time_s": "180",  # a busy machine
         "RAY_SERVE_ENABLE_HA_PROXY": "0",
+        "RAY_SERVE_SLOW_STARTUP_WARNING_S": "5",  # until it says that a replica finds no room
         "PYTHONPATH": str(Path(__file__).parent),
         "SEATRIAL_STORE_URL": store_url,
         "MLFLOW_TRACKING_URI": mlflow_uri,

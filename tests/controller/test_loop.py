@@ -260,9 +260,10 @@ def test_a_part_that_does_not_answer_stops_the_pass_and_nothing_else(bench: Benc
 
 @pytest.mark.parametrize(("poll_s", "limit_s"), [(60.0, 10.0), (2.0, 15.0)])
 def test_an_alias_reaches_the_answers_soon_with_a_hint_and_without(
-    bench: Bench, poll_s: float, limit_s: float
+    bench: Bench, poll_s: float, limit_s: float, monkeypatch: pytest.MonkeyPatch
 ):
     """On any machine; `benchmarks/alias_to_answer.py` measures it on a quiet one, with an engine."""
+    monkeypatch.setattr("seatrial.controller.loop.FOLLOW_S", 1.0)
     secret, stop = "s" * 32, threading.Event()
     loop = threading.Thread(target=bench.controller.run, args=(stop,), kwargs={"poll_s": poll_s})
     with serving(build(bench.controller, Receiver(secret, bench.controller.wake))) as url:
@@ -270,7 +271,7 @@ def test_an_alias_reaches_the_answers_soon_with_a_hint_and_without(
             webhooks.ensure(f"{url}{PATH}", secret, uri=bench.uri)
         loop.start()
         try:
-            time.sleep(12)  # what ran before is over, and no pass is due
+            time.sleep(2)  # what ran before is over, and no pass is due
             version = bench.version()
             began = time.monotonic()
             bench.alias("champion", version)
