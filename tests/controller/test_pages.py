@@ -18,8 +18,10 @@ from starlette.testclient import TestClient
 from seatrial.config.trial import TrialSection
 from seatrial.controller.api import build
 from seatrial.controller.loop import Controller
+from seatrial.errors import RetryableError
 from seatrial.experiments.assignment import Arm, TrialTable, assign
 from seatrial.experiments.trial import Decision, Look, Trial, look_at
+from seatrial.registry.client import require_mlflow
 from seatrial.store import Store, outcome_row
 from tests.controller.chromium import browser
 from tests.controller.one_replica import OneReplica
@@ -211,6 +213,18 @@ def test_what_people_write_is_text_and_never_markup(visit: Any, site: Site):
         assert page.locator(".log img").count() == 0
     finally:
         site.store.change_trial(trial)
+
+
+def test_links_to_mlflow_and_its_absence_tell_no_password(tmp_path: Path):
+    site = Site(tmp_path, "")
+    trial = site.add(1, {"champion": 0.2, "challenger": 0.3})
+    site.controller.mlflow_uri = "http://joe:hunter2@mlflow.example"
+    with TestClient(build(site.controller)) as api:
+        page = api.get(f"/trials/{trial.id}").text
+    assert "http://mlflow.example/#/models/" in page
+    with pytest.raises(RetryableError, match="MLFLOW_TRACKING_URI: http://127") as caught:
+        require_mlflow("http://joe:hunter2@127.0.0.1:9")  # as `/healthz` says it to everybody
+    assert "hunter2" not in page + str(caught.value)
 
 
 def test_a_page_that_is_not_there_and_a_registry_that_is_away_are_said_in_a_line(site: Site):

@@ -117,6 +117,12 @@ def read_recorded(home: Path) -> dict[str, str]:
         raise UserError(f"{path}: not a state file of `seatrial up` ({error!r}): delete it") from error
 
 
+def public(url: str) -> str:
+    """The URL as people may see it: without the user name and password that it may hold."""
+    private = urlsplit(url).netloc.rpartition("@")[0]
+    return url.replace(f"{private}@", "", 1) if private else url
+
+
 def _home(env: Mapping[str, str], cwd: Path) -> Path:
     if env.get("SEATRIAL_HOME"):
         return (cwd / Path(env["SEATRIAL_HOME"]).expanduser()).absolute()

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from seatrial.config.addresses import public
 from seatrial.controller import pictures
 from seatrial.controller.loop import Controller
 from seatrial.controller.report import reported
@@ -110,10 +111,10 @@ class Pages:
     def _to_run(self, run_id: str) -> Response:
         client = connect(self._mlflow)
         experiment = _asking(lambda: client.get_run(run_id).info.experiment_id)
-        return RedirectResponse(f"{self._mlflow}/#/experiments/{experiment}/runs/{run_id}", 303)
+        return RedirectResponse(f"{public(self._mlflow)}/#/experiments/{experiment}/runs/{run_id}", 303)
 
     def _version_page(self, service: str, version: str) -> str:
-        return f"{self._mlflow}/#/models/{service}/versions/{version}"
+        return f"{public(self._mlflow)}/#/models/{service}/versions/{version}"
 
     def _trial(self, request: Request) -> Trial:
         trial_id = request.path_params["trial_id"]

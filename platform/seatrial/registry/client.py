@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from seatrial.config.addresses import Addresses
+from seatrial.config.addresses import Addresses, public
 from seatrial.errors import RetryableError, UserError
 
 if TYPE_CHECKING:
@@ -70,12 +70,13 @@ def require_mlflow(uri: str) -> None:
         RetryableError: it does not answer with its health page.
     """
     remedy = "run `seatrial up`, or set MLFLOW_TRACKING_URI to a running server"
+    where = f"MLFLOW_TRACKING_URI: {public(uri)}"
     try:
         answer = httpx.get(f"{uri.rstrip('/')}/health", timeout=PROBE_TIMEOUT_S, verify=_tls())
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise RetryableError(f"MLFLOW_TRACKING_URI: {uri}: does not answer ({error}): {remedy}") from error
+        raise RetryableError(f"{where}: does not answer ({error}): {remedy}") from error
     if answer.status_code >= 500:
-        raise RetryableError(f"MLFLOW_TRACKING_URI: {uri}: answers {answer.status_code}: {remedy}")
+        raise RetryableError(f"{where}: answers {answer.status_code}: {remedy}")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from functools import lru_cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
-from seatrial.config.addresses import Addresses
+from seatrial.config.addresses import Addresses, public
 from seatrial.registry.client import ABSENT, asking, connect, experiment_of, transferring
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def open_run(
         client.update_run(run_id, status="RUNNING")
     shown = {f"{SETTING}{key}": value for key, value in (settings or {}).items()}
     _describe(client, run_id, params, {**tags, **shown})
-    return Run(run_id, f"{client.tracking_uri}/#/experiments/{experiment_id}/runs/{run_id}")
+    return Run(run_id, f"{public(client.tracking_uri)}/#/experiments/{experiment_id}/runs/{run_id}")
 
 
 @_retryable
