@@ -163,8 +163,11 @@ def _strays(view: View) -> list[str]:
     strays = []
     for each, (job_id, number) in owners(view.ray).items():
         job = known.get(job_id)
-        state = view.states.get(job_id) if job is None else job.state
-        if state in ENDED or (job is not None and number < job.attempt):
+        if job is None:
+            is_stray = view.states.get(job_id) in ENDED
+        else:
+            is_stray = number < job.attempt + (job.state in ENDED)
+        if is_stray:
             strays.append(each)
     return strays
 
