@@ -82,16 +82,18 @@ def is_sharded(model: nn.Module) -> bool:
 
 @contextmanager
 def looking(model: nn.Module) -> Iterator[None]:
-    """Forward passes without a backward pass: the model in evaluation, and as it was at the end."""
-    was_training, sharded = model.training, is_sharded(model)
+    """Forward passes without a backward pass: the model in evaluation, and as it was at the end.
+
+    Not in inference mode: what is made in it, and kept by layers or by FSDP2, training could not use.
+    """
+    was_training = model.training
     model.eval()
     try:
-        # What inference mode makes, FSDP2 would keep for training.
-        with torch.no_grad() if sharded else torch.inference_mode():
+        with torch.no_grad():
             yield
     finally:
         model.train(was_training)
-        for module in model.modules() if sharded else ():
+        for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()  # the outermost waits for a backward pass
 

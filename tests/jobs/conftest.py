@@ -16,6 +16,17 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests have no packages, and th
 from job_processes import S3_ENVIRONMENT, Cluster, Job, S3Server, Start, launch, ray_cluster, write_data
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that share a tiny model wait for each other, on a busy machine for minutes."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`pairs.jsonl` and `text.jsonl`: a task that a tiny model can learn."""

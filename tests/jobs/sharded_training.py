@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -49,6 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "recomputed": {"recompute": True},
     "recomputed lora": {"recompute": True, "method": "lora"},
     "in chunks": {"loss_chunk_tokens": 64},
+    "apart": {"apart": True},
     "compiled": {"compile": True},
 }
 
@@ -76,6 +78,7 @@ class Training:
         *,
         method: str = "full",
         dtype: torch.dtype = torch.float32,
+        apart: bool = False,
         **run: Any,
     ) -> None:
         settings = {"steps": STEPS, "seq_tokens": 64, "batch_rows": 12, "learning_rate": 0.01, **run}
@@ -89,7 +92,9 @@ class Training:
         self.optimizer = optimizer_for(self.model, self.run)
         self.schedule = Schedule.of(self.run, self.run.steps or 0)
         self.packed = packed()
-        self.batches = Batches(self.packed, self.run.batch_rows, self.run.accumulate, self.run.seed, share)
+        self.batches = Batches(
+            self.packed, self.run.batch_rows, self.run.accumulate, self.run.seed, share, apart=apart
+        )
         self.steps: list[Step] = []
         self.watch = self._watch(Storage(str(place))) if place else None
 
@@ -132,7 +137,7 @@ class Training:
             raise StopIteration
 
     def heldout(self) -> float:
-        return heldout_loss(self.model, packed(9), 2, self.share, nullcontext)
+        return heldout_loss(self.model, packed(9), 2, self.share, nullcontext, apart=self.batches.apart)
 
     @property
     def plain(self) -> nn.Module:
@@ -198,10 +203,13 @@ def fetches(share: Share, base: Path, place: Path) -> int:
     return len(asked)
 
 
-def held(share: Share, base: Path, how: str) -> tuple[int, int]:
+def held(share: Share, base: Path, how: str, method: str = "full") -> tuple[int, int]:
     """Numbers that this worker keeps: weights, and the optimizer's moments, after a training."""
-    training = Training(share, base, how)
+    training = Training(share, base, how, method=method)
     training.go()
+    divided = [type(module).__name__ for module in training.model.modules() if isinstance(module, FSDPModule)]
+    layers = ["FSDPLlamaForCausalLM", "FSDPLlamaDecoderLayer", "FSDPLlamaDecoderLayer"]
+    assert divided == (layers if how == "full" else [])
     snapshot = checkpoint.look(training.model, training.optimizer)
     moments = [tensor for name, tensor in snapshot.optimizer.items() if not name.endswith("/step")]
     return own_numbers(snapshot.weights.values()), own_numbers(moments)

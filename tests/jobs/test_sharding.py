@@ -42,7 +42,7 @@ GROUPS = {
     (2, "none"): ["plain", "lora", "accumulated"],
     (2, "full"): list(VARIANTS),
     (3, "none"): ["plain"],
-    (3, "full"): ["plain", "lora", "accumulated", "recomputed"],
+    (3, "full"): ["plain", "lora", "accumulated", "recomputed", "apart"],
 }
 
 
@@ -77,12 +77,13 @@ def test_a_sharded_model_may_compute_in_bfloat16(tiny_base: Path):
             assert losses == pytest.approx(expected[kind], rel=1e-2), kind
 
 
-def test_each_worker_keeps_a_part_of_the_weights_and_of_the_optimizer(tiny_base: Path):
-    weights, moments = held(ALONE, tiny_base, "none")
-    assert together(2, held, tiny_base, "none") == [(weights, moments)] * 2
-    parts = together(2, held, tiny_base, "full")
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_each_worker_keeps_a_part_of_the_weights_and_of_the_optimizer(tiny_base: Path, method: str):
+    weights, moments = held(ALONE, tiny_base, "none", method)
+    assert moments == 2 * weights
+    parts = together(2, held, tiny_base, "full", method)
     assert [sum(numbers) for numbers in zip(*parts, strict=True)] == [weights, moments]
-    assert max(part[0] for part in parts) == weights // 2
+    assert max(part[0] for part in parts) < 0.6 * weights
 
 
 def test_a_snapshot_of_parts_does_not_change_with_the_weights(tiny_base: Path):
