@@ -15,7 +15,8 @@ import re
 import secrets
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,17 @@ class Snapshot:
         return any(isinstance(tensor, DTensor) for tensor in self.weights.values())
 
 
+@contextmanager
+def _on_one_thread() -> Iterator[None]:
+    """Memory is the limit here, and on busy cores threads of a team wait long for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Staging:
     """Host memory for snapshots, used again for each: one must be written before the next is taken."""
 
@@ -89,6 +101,7 @@ class Staging:
         )
         self._stager = DefaultStager(options)
 
+    @_on_one_thread()
     def copy(self, snapshot: Snapshot) -> Snapshot:
         """The same values in host memory, which training does not change."""
         groups = {"weights": snapshot.weights, "optimizer": snapshot.optimizer}
@@ -277,6 +290,7 @@ def plain(model: nn.Module) -> nn.Module:
     return inner
 
 
+@_on_one_thread()
 def not_finite(model: nn.Module) -> str | None:
     """Name of a trained parameter with a value that is not finite, if this worker has one."""
     trained = {name: _local(weights) for name, weights in _weights(model).items()}
