@@ -220,9 +220,17 @@ def test_a_champion_is_made_and_configurations_changed_from_python(
     client = get_deploy_client("seatrial")
     first, second = stack.version(), stack.version()
     config = {"engine.base": str(stack.folder / "base"), "http.allow_anonymous": True}
+    with pytest.raises(
+        MlflowException, match="-C as: challenger-b: a new deployment's model is its champion"
+    ):
+        client.create_deployment(NAME, f"models:/{NAME}/{first}", config={**config, "as": "challenger-b"})
     client.create_deployment(NAME, f"models:/{NAME}/{first}", config=config)
     client.update_deployment(NAME, f"models:/{NAME}/{second}", config={"promote": True})
     assert stack.aliases()["champion"] == second
+    with pytest.raises(
+        MlflowException, match="--model-uri: missing: give the model that is to become shadow"
+    ):
+        client.update_deployment(NAME, config={"trial.alpha": 0.2, "as": "shadow"})
     client.update_deployment(NAME, config={"trial.alpha": 0.1})
     stored = stack.store.services()[NAME]["config"]
     assert (stored["trial"]["alpha"], stored["engine"]["base"]) == (0.1, config["engine.base"])

@@ -61,13 +61,13 @@ def test_options_that_say_nothing_are_refused(config: dict[str, Any], said: str)
 @pytest.mark.parametrize(
     ("config", "alias"),
     [
-        ({}, "challenger"),
+        ({}, None),
         ({"promote": "true"}, "champion"),
         ({"promote": "false", "as": "challenger-b"}, "challenger-b"),
         ({"as": "shadow"}, "shadow"),
     ],
 )
-def test_an_update_says_what_the_model_becomes(config: dict[str, Any], alias: str):
+def test_an_update_says_what_the_model_becomes(config: dict[str, Any], alias: str | None):
     assert Options.of(config).alias == alias
 
 

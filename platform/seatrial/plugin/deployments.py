@@ -14,7 +14,7 @@ from mlflow.protos import databricks_pb2 as codes
 
 from seatrial.config.addresses import Addresses
 from seatrial.errors import UserError
-from seatrial.experiments.trial import CHAMPION
+from seatrial.experiments.trial import CHALLENGER, CHAMPION
 from seatrial.monitoring.proxy import direct_loopback
 from seatrial.plugin.errors import DeploymentError, as_mlflow
 from seatrial.plugin.options import Options
@@ -81,6 +81,10 @@ class SeatrialClient(BaseDeploymentClient):  # type: ignore[misc]
         with as_mlflow():
             _refuse(flavor, endpoint)
             found, options = Addresses.resolve(), Options.of(config)
+            if options.alias not in (None, CHAMPION):
+                raise UserError(
+                    f"-C as: {options.alias}: a new deployment's model is its champion: leave it out"
+                )
             version = _version(name, model_uri, found)
             if name in _services(found):
                 raise DeploymentError(
@@ -102,6 +106,8 @@ class SeatrialClient(BaseDeploymentClient):  # type: ignore[misc]
             _refuse(flavor, endpoint)
             found, options = Addresses.resolve(), Options.of(config)
             _service(name, found)
+            if model_uri is None and options.alias is not None:
+                raise UserError(f"--model-uri: missing: give the model that is to become {options.alias}")
             if model_uri is None and not options.is_about_service:
                 raise UserError("--model-uri: missing: give a model, or fields of the service with -C")
             version = None if model_uri is None else _version(name, model_uri, found)
@@ -110,7 +116,7 @@ class SeatrialClient(BaseDeploymentClient):  # type: ignore[misc]
                 deploy.check(service, found, options.file or Path("-C"))
                 _await_ready(name, deploy.put(service, found, now=time.time()), found, options)
             if version is not None:
-                promote.set_alias(name, version, options.alias, uri=found.mlflow_uri)
+                promote.set_alias(name, version, options.alias or CHALLENGER, uri=found.mlflow_uri)
         return {"name": name, "flavor": FLAVOR}
 
     def delete_deployment(self, name: str, config: Any = None, endpoint: Any = None) -> None:

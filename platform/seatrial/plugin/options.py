@@ -12,7 +12,7 @@ import yaml
 from seatrial.config.load import loads
 from seatrial.config.service import ServiceConfig
 from seatrial.errors import UserError
-from seatrial.experiments.trial import CHALLENGER, CHAMPION
+from seatrial.experiments.trial import CHAMPION
 from seatrial.submission.promote import SETTABLE, is_settable
 from seatrial.submission.recipes import load_service
 
@@ -27,8 +27,8 @@ class Options:
     fields: Mapping[str, Any] | None = None
     wait: bool = True
     timeout_s: float = 900.0
-    alias: str = CHALLENGER
-    """Whom an update makes of the model."""
+    alias: str | None = None
+    """What the model is to become, where that is said."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any] | None) -> Options:
@@ -102,13 +102,13 @@ def _flag(values: dict[str, Any], name: str, *, default: bool) -> bool:
     return found
 
 
-def _alias(values: dict[str, Any]) -> str:
+def _alias(values: dict[str, Any]) -> str | None:
     """`as=ALIAS`, or `promote=true` for the champion's."""
     is_promoted, alias = _flag(values, "promote", default=False), values.pop("as", None)
     if alias is not None and is_promoted:
         raise UserError(f"-C as: {alias}: given beside promote=true: give one of the two")
     if alias is None:
-        return CHAMPION if is_promoted else CHALLENGER
+        return CHAMPION if is_promoted else None
     if not isinstance(alias, str) or not is_settable(alias):
         raise UserError(f"-C as: {alias}: give {SETTABLE}")
     return alias
