@@ -5,11 +5,16 @@ run, and Ray Train's worker. `plain` leaves the queue out, as `ray job submit` d
 `torchrun` process with the same data, base and arithmetic, and nothing else. They take turns. Our first step
 is over when its loss has been handed to the recorder, which is a little later than the step itself.
 
+Our time has three parts: until Ray Jobs has taken the job (`waited_s`), until the driver has started, read
+the data and opened the MLflow run (`driver_s`), and until the worker has started, loaded the model and made
+the step (`worker_s`).
+
 Prints one JSON line for each figure.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -18,12 +23,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-ROUNDS = 3
 TIMEOUT_S = 240.0
 PARTS = ("mlflow", "ray", "dashboard", "serve", "controller")
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
@@ -74,14 +79,34 @@ def peer(file: Path) -> float:
     began = time.time()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
     done = subprocess.run(
-        [*command, __file__, str(file)], capture_output=True, text=True, check=True, timeout=TIMEOUT_S
+        [*command, __file__, f"--bare={file}"], capture_output=True, text=True, check=True, timeout=TIMEOUT_S
     )
     line = next(line for line in done.stdout.splitlines() if line.startswith("first step "))
     return float(line.split()[-1]) - began
 
 
-def ours(folder: Path, *, is_plain: bool) -> float:
-    """Seconds of one submission."""
+@dataclass(frozen=True)
+class Times:
+    """Of one submission, in seconds since it was handed over."""
+
+    taken: float
+    """Ray Jobs has it."""
+    run: float
+    """The MLflow run is open."""
+    step: float
+    """The first step is over."""
+
+    def parts(self) -> dict[str, float]:
+        """What each stretch took."""
+        return {
+            "waited_s": self.taken,
+            "driver_s": self.run - self.taken,
+            "worker_s": self.step - self.run,
+        }
+
+
+def ours(folder: Path, *, is_plain: bool) -> Times:
+    """One submission."""
     from seatrial.config.addresses import Addresses
     from seatrial.store import Store
     from seatrial.store.job import ENDED
@@ -93,65 +118,52 @@ def ours(folder: Path, *, is_plain: bool) -> float:
     recipe, module = load_recipe(file)
     client, now = connect(found), time.time()
     if is_plain:
-        job = make_job(module, file, recipe.name, folder=folder, upload=False, force=True, now=now)
+        plain = make_job(module, file, recipe.name, folder=folder, upload=False, force=True, now=now)
         began = time.time()
-        submission_id = submit(client, job)
+        submission_id = submit(client, plain)
         end = began + TIMEOUT_S
         while str(client.get_job_status(submission_id).value) in ("PENDING", "RUNNING") and time.time() < end:
             time.sleep(0.5)
-        return first_step_at(found.mlflow_uri, submission_id) - began
+        return times(client, found.mlflow_uri, submission_id, began)
     wanted = ask.of_recipe(
         recipe, module, file, {}, ask.Wishes("bench"), folder=folder, package=None, force=True, now=now
     )
     store = Store(found.store_url)
     began = time.time()
-    placed = ask.place(store, wanted, force=True, now=began).job
+    placed = ask.place(store, wanted, force=True).job
     while (job := store.job(placed.id)) is not None and job.state not in ENDED:
         time.sleep(0.5)
     store.close()
     assert job is not None
     assert job.state == "succeeded", job.cause
-    return first_step_at(found.mlflow_uri, job.ray_id) - began
+    return times(client, found.mlflow_uri, job.ray_id, began)
 
 
-def first_step_at(uri: str, submission_id: str) -> float:
-    """When the first loss of the job's run was recorded."""
+def times(client: Any, uri: str, submission_id: str, began: float) -> Times:
+    """When Ray Jobs took the job, its run was opened and the first loss was recorded."""
     from mlflow import MlflowClient
 
     from seatrial.registry import runs
 
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name(runs.EXPERIMENT)
+    mlflow = MlflowClient(uri)
+    experiment = mlflow.get_experiment_by_name(runs.EXPERIMENT)
     wanted = f"tags.`{runs.SUBMISSION_ID}` = '{submission_id}'"
-    (run,) = client.search_runs([experiment.experiment_id], wanted)
-    points = client.get_metric_history(run.info.run_id, "train/loss")
-    return float(min(point.timestamp for point in points)) / 1000
+    (run,) = mlflow.search_runs([experiment.experiment_id], wanted)
+    first_ms = min(point.timestamp for point in mlflow.get_metric_history(run.info.run_id, "train/loss"))
+    moments_ms = (client.get_job_info(submission_id).start_time, run.info.start_time, first_ms)
+    return Times(*(moment / 1000 - began for moment in moments_ms))
 
 
 def write_inputs(folder: Path) -> None:
     """A recipe, data and a base of 100 thousand weights, so that starting is what is measured."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from seatrial_jobs.tokenizer import train_tokenizer
+    from tests.tiny import make_base
 
     chance = random.Random(0)  # noqa: S311
     pairs = [(chance.choice(WORDS), chance.choice(WORDS)) for _ in range(300)]
     rows = [{"prompt": f"Join {a} and {b}, {n}", "response": f"{a} {b}"} for n, (a, b) in enumerate(pairs)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    tokenizer = train_tokenizer([" ".join(WORDS)] * 50, 400)
-    tokenizer.save_pretrained(folder / "base", save_jinja_files=False)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 32}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256}
-    ids = {
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": None,
-    }
-    config = LlamaConfig(vocab_size=400, tie_word_embeddings=True, **sizes, **heads, **ids)
-    LlamaForCausalLM(config).save_pretrained(folder / "base")
+    make_base(folder / "base", [" ".join(WORDS)] * 50)
 
 
 def seatrial(folder: Path, *arguments: str) -> None:
@@ -162,7 +174,7 @@ def seatrial(folder: Path, *arguments: str) -> None:
     subprocess.run(command, cwd=folder, env=env, check=True, stdout=subprocess.DEVNULL)
 
 
-def main() -> None:
+def main(rounds: int) -> None:
     """Print our seconds, the peer's, and the ratio: through the queue, and plain."""
     from seatrial.stack import ports
 
@@ -174,24 +186,28 @@ def main() -> None:
             folder, "up", "--ray-cpus", "2", *(p for n, port in chosen for p in (f"--{n}-port", str(port)))
         )
         try:
-            seconds: dict[str, list[float]] = {"peer": [], "queue": [], "plain": []}
-            for _ in range(ROUNDS):
-                seconds["peer"].append(peer(folder / "recipe.yaml"))
-                seconds["queue"].append(ours(folder, is_plain=False))
-                seconds["plain"].append(ours(folder, is_plain=True))
+            peers: list[float] = []
+            mine: dict[str, list[Times]] = {"submit_to_first_step": [], "submit_to_first_step_plain": []}
+            for _ in range(rounds):
+                peers.append(peer(folder / "recipe.yaml"))
+                for name, each in mine.items():
+                    each.append(ours(folder, is_plain=name.endswith("plain")))
         finally:
             seatrial(folder, "down")
-    for name, label in (("queue", "submit_to_first_step"), ("plain", "submit_to_first_step_plain")):
-        print(json.dumps(figure(label, seconds[name], seconds["peer"])), flush=True)
+    for name, each in mine.items():
+        print(json.dumps(figure(name, each, peers)), flush=True)
 
 
-def figure(name: str, mine: list[float], peers: list[float]) -> dict[str, Any]:
-    """The line of one way to submit."""
+def figure(name: str, mine: list[Times], peers: list[float]) -> dict[str, Any]:
+    """The line of one way to submit: medians over the rounds, of the parts too."""
+    ours_s, peer_s = statistics.median(each.step for each in mine), statistics.median(peers)
+    parts = {key: round(statistics.median(each.parts()[key] for each in mine), 2) for key in mine[0].parts()}
     return {
         "name": name,
-        "ours": round(statistics.median(mine), 2),
-        "peer": round(statistics.median(peers), 2),
-        "ratio": round(statistics.median(mine) / statistics.median(peers), 3),
+        "ours": round(ours_s, 2),
+        "peer": round(peer_s, 2),
+        "ratio": round(ours_s / peer_s, 3),
+        **parts,
         "unit": "s",
         "peer_name": "torchrun of the bare loop, without MLflow, Ray or checkpoints",
         "rounds": len(mine),
@@ -199,7 +215,11 @@ def figure(name: str, mine: list[float], peers: list[float]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        bare(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.submit_to_first_step", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="submissions of each kind")
+    parser.add_argument("--bare", type=Path, help="be the peer: one step of this recipe")
+    given = parser.parse_args()
+    if given.bare:
+        bare(given.bare)
     else:
-        main()
+        main(given.rounds)
