@@ -20,6 +20,7 @@ from seatrial_serving.metrics import Meter
 from seatrial_serving.recorder import Recorder
 from seatrial_serving.reply import GONE, Reply
 from seatrial_serving.request import Head, encode, forwarded_scope, parse, read_body, read_head, replay
+from seatrial_serving.seldom import Seldom
 from seatrial_serving.shadow import Copy, Shadows
 from seatrial_serving.table import Route
 
@@ -58,6 +59,7 @@ class Traffic:
         self._forward = forward
         self._meter = meter
         self._shadows = shadows
+        self._fallbacks = Seldom()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""
@@ -204,13 +206,22 @@ class Traffic:
             await self._forward(app, path, data, head, receive, reply)
         except UnreachableError as error:
             fallback = live.table.without(route, live.ready)
-            log.warning("version %s cannot answer (%s): falling back to %s", route.version, error, fallback)
+            self._tell_fallback(route, error, fallback)
             if fallback is None:
                 raise HttpError(503, "this version cannot answer now", code="version_unavailable") from error
             reply.take(fallback)
             await self._serve(fallback, path, scope, head, body, receive, reply)
         finally:
             live.in_flight[route.version] -= 1
+
+    def _tell_fallback(self, route: Route, error: Exception, fallback: Route | None) -> None:
+        count = self._fallbacks.due(route.version)
+        if count:
+            to = "nothing" if fallback is None else f"version {fallback.version}"
+            since = f"{count} request{'s' * (count != 1)} since the last such line"
+            log.warning(
+                "version %s cannot answer (%s): falling back to %s, %s", route.version, error, to, since
+            )
 
     def _models(self) -> bytes:
         live = self._live
