@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -24,7 +28,9 @@ from seatrial.store import Store, outcome_row
 from tests.controller.server import serving
 
 pytestmark = pytest.mark.slow
-NAME = "echo-chat"
+NAME, OTHER = "echo-chat", "echo-other"
+SEATRIAL = (sys.executable, "-m", "seatrial.cli.main")
+DEPLOYMENTS = (sys.executable, "-W", "ignore", "-m", "mlflow", "deployments")
 
 
 class Bench:
@@ -44,15 +50,15 @@ class Bench:
         config = self.store.services()[NAME]["config"]
         self.store.put_service(NAME, config | {"engine": config["engine"] | engine}, now=time.time())
 
-    def version(self) -> str:
+    def version(self, name: str = NAME) -> str:
         """A registered version with the tags that a Seatrial job gives it."""
         tags = {"seatrial.kind": "adapter", "seatrial.digest": uuid.uuid4().hex}
         run = self.client.create_run("0").info
         source = f"{run.artifact_uri}/model"
-        return str(self.client.create_model_version(NAME, source, run.run_id, tags=tags).version)
+        return str(self.client.create_model_version(name, source, run.run_id, tags=tags).version)
 
-    def alias(self, alias: str, version: str) -> None:
-        self.client.set_registered_model_alias(NAME, alias, version)
+    def alias(self, alias: str, version: str, name: str = NAME) -> None:
+        self.client.set_registered_model_alias(name, alias, version)
 
     def aliases(self) -> dict[str, str]:
         found = self.client.get_registered_model(NAME).aliases
@@ -65,8 +71,8 @@ class Bench:
             if not self.controller.one_pass():
                 time.sleep(0.3)
 
-    def ask(self, unit: str) -> dict[str, Any]:
-        answer = httpx.get(f"{self.cluster.serve_url}/", params={"user": unit})
+    def ask(self, unit: str, prefix: str = "/") -> dict[str, Any]:
+        answer = httpx.get(f"{self.cluster.serve_url}{prefix}", params={"user": unit})
         assert answer.status_code == 200
         body: dict[str, Any] = answer.json()
         return body
@@ -75,6 +81,28 @@ class Bench:
         with TestClient(build(self.controller)) as api:
             body: dict[str, Any] = api.get("/status").json()
             return body["services"][0]
+
+    @contextmanager
+    def running(self) -> Iterator[str]:
+        """The loop in a thread and its API, until the end; its address."""
+        stop = threading.Event()
+        loop = threading.Thread(target=self.controller.run, args=(stop,), kwargs={"poll_s": 0.3})
+        with serving(build(self.controller)) as url:
+            loop.start()
+            try:
+                yield url
+            finally:
+                stop.set()
+                self.controller.wake()
+                loop.join(30)
+
+    def does(self, url: str, *command: str) -> str:
+        """What a command of a person prints, with the controller at ``url``."""
+        env = {**os.environ, "SEATRIAL_STORE_URL": self.cluster.store_url, "MLFLOW_TRACKING_URI": self.uri}
+        env |= {"SEATRIAL_CONTROLLER_URL": url, "SEATRIAL_SERVE_URL": self.cluster.serve_url}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def visit(self, units: int, rates: dict[str, float]) -> None:
         """Ask as so many distinct units, with outcomes at these rates."""
@@ -284,3 +312,40 @@ def test_an_alias_reaches_the_answers_soon_with_a_hint_and_without(
             loop.join(30)
             for webhook in bench.client.list_webhooks():
                 bench.client.delete_webhook(webhook.webhook_id)
+
+
+def test_deleted_services_leave_with_their_trials_and_nobody_elses_address_moves(bench: Bench):
+    """The last one, since it takes away what the others need."""
+    bench.client.create_registered_model(OTHER)
+    bench.alias("champion", bench.version(OTHER), OTHER)
+    config = bench.store.services()[NAME]["config"]
+    bench.store.put_service(OTHER, config | {"name": OTHER}, now=time.time())
+    bench.alias("challenger", bench.version())
+    bench.until(lambda: bench.status()["state"] == "trial")
+    bench.until(lambda: bench.store.services()[OTHER]["state"].get("phase") == "serving", 120)
+    before, trial = bench.aliases(), bench.store.latest_trial(NAME)
+    assert set(bench.serve.apps()) == {NAME, OTHER}
+
+    with bench.running() as url:
+        said = bench.does(url, *SEATRIAL, "delete", NAME)
+        assert f"{NAME}: deleted" in said
+        assert set(bench.serve.apps()) == set(bench.store.services()) == {OTHER}
+        assert bench.ask("anybody", f"/{OTHER}") == {"version": "1", "arm": None}
+        assert httpx.get(f"{bench.cluster.serve_url}/").status_code == 404
+        said = bench.does(url, *DEPLOYMENTS, "delete", "-t", "seatrial", "--name", OTHER)
+        assert f"Deployment {OTHER} is deleted" in said
+    assert bench.serve.apps() == bench.store.services() == {}
+    assert bench.store.replicas(NAME) == bench.store.replicas(OTHER) == []
+
+    ended = bench.store.trial(trial.id)
+    assert (ended.state, ended.verdict, ended.reason) == ("closed", "superseded", "the service was deleted")
+    records = audit.chain(NAME, uri=bench.uri)
+    assert records[-1].body["verdict"] == "superseded"
+    assert audit.verify_chain(records) == []
+    assert bench.aliases() == before
+    assert not bench.controller.one_pass()
+
+    bench.client.delete_registered_model_alias(NAME, "challenger")
+    bench.store.put_service(NAME, config, now=time.time())
+    bench.until(lambda: bench.status()["state"] == "serving", timeout_s=120)
+    assert bench.ask("anybody") == {"version": before["champion"], "arm": None}
