@@ -60,19 +60,8 @@ def command(
     policy, seen = _of_service(service) if service else ({}, None)
     alpha = alpha if alpha is not None else policy.get("alpha", 0.05)
     split = split if split is not None else policy.get("challenger_share", 0.5)
-    for name, value in (("--alpha", alpha), ("--power", power), ("--split", split)):
-        if not 0 < value < 1:
-            raise UserError(f"{name}: {value:g}: give a share between 0 and 1")
-    if alpha >= 0.5:
-        raise UserError(f"--alpha: {alpha:g}: give a share below 0.5")
-    for name, number in (("--baseline", baseline), ("--lift", lift)):
-        if not abs(number) <= MOST:
-            raise UserError(f"{name}: {number:g}: give a number from {-MOST:g} to {MOST:g}")
-    if power <= alpha:
-        raise UserError(f"--power: {power:g}: give more than alpha ({alpha:g})")
-    for name, given in (("--sd", sd), ("--units-per-day", units_per_day)):
-        if given is not None and not 0 < given <= MOST:
-            raise UserError(f"{name}: {given:g}: give a number above 0, at most {MOST:g}")
+    _require_shares({"--alpha": alpha, "--power": power, "--split": split})
+    _require_numbers({"--baseline": baseline, "--lift": lift}, {"--sd": sd, "--units-per-day": units_per_day})
     try:
         effect = effect_of(baseline, lift, split, sd)
         rows = _rows(effect, alpha, power, policy)
@@ -88,6 +77,26 @@ def command(
     )
     if not daily:
         say("days need traffic: give --units-per-day, or a service that has had a trial")
+
+
+def _require_shares(given: Mapping[str, float]) -> None:
+    for name, value in given.items():
+        if not 0 < value < 1:
+            raise UserError(f"{name}: {value:g}: give a share between 0 and 1")
+    alpha, power = given["--alpha"], given["--power"]
+    if alpha >= 0.5:
+        raise UserError(f"--alpha: {alpha:g}: give a share below 0.5")
+    if power <= alpha:
+        raise UserError(f"--power: {power:g}: give more than alpha ({alpha:g})")
+
+
+def _require_numbers(any_sign: Mapping[str, float], positive: Mapping[str, float | None]) -> None:
+    for name, number in any_sign.items():
+        if not abs(number) <= MOST:
+            raise UserError(f"{name}: {number:g}: give a number from {-MOST:g} to {MOST:g}")
+    for name, given in positive.items():
+        if given is not None and not 0 < given <= MOST:
+            raise UserError(f"{name}: {given:g}: give a number above 0, at most {MOST:g}")
 
 
 def _rows(effect: Effect, alpha: float, power: float, policy: Mapping[str, Any]) -> list[tuple[str, Units]]:
