@@ -77,6 +77,6 @@ def test_an_attempt_that_ray_has_already_is_as_good_as_taken(served: tuple[RayJo
 
 def test_a_log_is_plain_and_bounded_whatever_a_job_prints(served: tuple[RayJobs, Dashboard]) -> None:
     found = served[0].log("a")
-    assert [line[:20] for line in found.lines] == ["red", "::seatrial:: [1]", "x" * 20]
+    assert [line[:20] for line in found.lines] == ["red", "::seatrial:: [1]", "x" * 20, "100 %"]
     assert max(map(len, found.lines)) < 9000
     assert found.result == {"run": "u", "run_id": "r"}

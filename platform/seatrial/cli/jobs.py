@@ -22,7 +22,7 @@ from seatrial.monitoring.logs import plain
 from seatrial.store.job import ENDED, Attempt, Job, Need, ray_id
 from seatrial.submission import ask, controller, watch
 from seatrial.submission.accounting import gpu_hours
-from seatrial.submission.events import parse
+from seatrial.submission.events import Lines, parse
 from seatrial.submission.follow import broken
 from seatrial.submission.order import shown
 from seatrial.submission.plan import duration
@@ -208,7 +208,7 @@ def _print_log(attempt: str) -> None:
     except broken() as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise RetryableError(f"{attempt}: Ray has no log of it, or does not answer ({why})") from error
-    for line in text.split("\n"):
+    for line in Lines.of(text):
         said = parse(line)
         follower.hear(redact(plain(said)) if isinstance(said, str) else said)
 

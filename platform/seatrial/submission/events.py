@@ -61,6 +61,13 @@ class Lines:
         *whole, self._rest = (self._rest + chunk).split("\n")
         yield from (line.rstrip("\r") for line in whole)
 
+    @classmethod
+    def of(cls, text: str) -> Iterator[str]:
+        """The lines of a whole text."""
+        lines = cls()
+        yield from lines.feed(text)
+        yield from lines.flush()
+
     def flush(self) -> Iterator[str]:
         """What is left without a line end."""
         rest, self._rest = self._rest, ""

@@ -13,7 +13,7 @@ from seatrial.config.addresses import Addresses
 from seatrial.errors import RetryableError, SeatrialError
 from seatrial.monitoring.bearer import ray_token
 from seatrial.monitoring.logs import plain
-from seatrial.submission.events import Event, parse
+from seatrial.submission.events import Event, Lines, parse
 from seatrial.submission.order import Cluster, Node
 
 TIMEOUT_S = 30.0
@@ -117,12 +117,12 @@ class RayJobs:
             return Log()
         lines: deque[str] = deque(maxlen=KEPT_LINES)
         result: dict[str, Any] = {}
-        for line in str(answer.json().get("logs") or "").splitlines():
+        for line in Lines.of(str(answer.json().get("logs") or "")):
             said = parse(line)
             if isinstance(said, Event):
                 result |= _result(said)
             else:
-                lines.append(plain(said[:LINE_CHARS]))
+                lines.append(plain(said)[:LINE_CHARS])
         return Log(tuple(lines), result)
 
     def put_package(self, name: str, body: bytes) -> None:
