@@ -15,11 +15,9 @@ from seatrial.submission.rayjobs import RayJobs
 from tests.controller.server import serving
 
 AGENT = "Traceback (most recent call last):\nRuntimeError: Request failed with status code {}: {}."
-LOG = (
-    "\x1b[31mred\x1b[0m\n::seatrial:: [1]\n"
-    + "x" * 9000
-    + '\n::seatrial:: {"event":"run","run_id":"r","url":"u"}\n'
-)
+RUN = '::seatrial:: {"event":"run","run_id":"r","url":"u"}'
+BAR = "1 %\r" * 2000 + "100 %\r"
+LOG = "\n".join(["\x1b[31mred\x1b[0m", "::seatrial:: [1]", "x" * 9000, BAR, RUN, ""])
 
 
 class Dashboard:
