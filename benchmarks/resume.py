@@ -3,10 +3,11 @@
     python -m benchmarks.resume [--points 50] [--seed 0]
 
 SIGKILL of one worker, of all workers, of the driver, and of all workers in the middle of a checkpoint, in
-turn, ten or so in each job, at steps that the seed draws; every second job keeps its checkpoints in an S3
-server. After each kill the job must go on from the newest checkpoint whose digests hold, with no more than
-one checkpoint lost; at its end it must have had one MLflow run with every step once, and the losses, rates,
-gradient norms and weights of the uninterrupted job of the same recipe, bit for bit.
+turn, ten in each job, at steps that the seed draws. Every second job keeps its checkpoints in an S3 server,
+the first one where the seed is odd. After each kill the job must go on from the newest checkpoint whose
+digests hold, with no more than one checkpoint lost; at its end it must have had one MLflow run in which no
+step has two values, and the losses, rates, gradient norms and weights of the uninterrupted job of the same
+recipe, bit for bit.
 
 Prints one JSON line; exit code 1 when anything of this did not hold.
 """
@@ -75,7 +76,7 @@ class Campaign:
         place = self._home / f"job-{number}"
         place.mkdir()
         kept, storage = place / "kept", str(place / "kept")
-        if number % 2:
+        if (number + self._seed) % 2:
             kept, storage = self._home / "s3" / "bucket" / place.name, self._s3.uri(place.name)
         chance = random.Random(f"{self._seed} {number}")  # noqa: S311
         return kills.Victim(self._cluster, stored_at(self._recipe, storage), kept, place, chance)
