@@ -156,6 +156,15 @@ class Fire:
         found = self.cluster.application(app).get("deployments", {}).get("Engine", {}).get("replicas", [])
         return [each["pid"] for each in found if each["state"] == "RUNNING"]
 
+    def answers(self) -> bool:
+        """Whether every replica has the traffic in force that Serve was last told, with a champion."""
+        app = self.cluster.application(SERVICE).get("deployed_app_config")
+        if not app:
+            return False
+        told = app["deployments"][0]["user_config"]
+        revisions = [row["revision"] for row in self.store.replicas(SERVICE)]
+        return bool(told["traffic"]) and revisions == [told["revision"]] * REPLICAS
+
     def wait_replicas(self, gone: int | None = None, timeout_s: float = 240) -> float:
         """Seconds until all replicas run and have reported, none of them the process ``gone``."""
         began = time.monotonic()
@@ -262,4 +271,5 @@ def on_fire(folder: Path, *, is_postgresql: bool = False) -> Iterator[Fire]:
         controller.start()
         stage.wait_until(lambda: cluster.application(SERVICE), 60, "the application")
         cluster.wait_running(SERVICE)
+        stage.wait_until(fire.answers, 60, "a champion in every replica")
         yield fire
