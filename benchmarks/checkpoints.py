@@ -25,11 +25,12 @@ import numpy as np
 import torch
 
 from seatrial.config.recipe import PretrainRecipe
-from seatrial_jobs import checkpoint, ledger
+from seatrial_jobs import ledger
 from seatrial_jobs.batches import Batches, Share
+from seatrial_jobs.checkpoints import checkpoint
+from seatrial_jobs.checkpoints.keeper import Keeper
 from seatrial_jobs.data.chat import Encoded
 from seatrial_jobs.data.pack import pack
-from seatrial_jobs.keeper import Keeper
 from seatrial_jobs.loop import Schedule, Step, optimizer_for, train
 from seatrial_jobs.spec import Spec
 from seatrial_jobs.storage import Storage

@@ -65,10 +65,11 @@ def alternate(spec: Any) -> dict[str, list[float]]:
     import ray.train
 
     from seatrial.config.method import FullMethod
-    from seatrial_jobs import methods, watch, worker
+    from seatrial_jobs import methods
     from seatrial_jobs.batches import Batches
     from seatrial_jobs.loop import Schedule, Step, autocast_for, optimizer_for, train
-    from seatrial_jobs.preemption import Notice
+    from seatrial_jobs.workers import watch, worker
+    from seatrial_jobs.workers.preemption import Notice
 
     run = spec.recipe.run
     share = worker._share(spec)
@@ -155,7 +156,7 @@ class Bare:
 
         from torch.nn.parallel import DistributedDataParallel
 
-        from seatrial_jobs.checkpoint import plain
+        from seatrial_jobs.checkpoints.checkpoint import plain
         from seatrial_jobs.loop import Schedule, optimizer_for
 
         self.model, self.run, self.workers = copy.deepcopy(plain(model)), run, batches.share.size
@@ -217,8 +218,8 @@ def measure(home: Path, uri: str, workers: int) -> dict[str, list[float]]:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     import ray
 
-    from seatrial_jobs import trainer
     from seatrial_jobs.spec import Spec
+    from seatrial_jobs.workers import trainer
 
     recipe, name = recipe_for(workers), f"bench-{workers}"
     place = Storage(str(home / "jobs"))

@@ -63,7 +63,7 @@ def ours(case: Case, packed: Packed) -> tuple[Side, float, bool]:
         recompute_layers,
         train,
     )
-    from seatrial_jobs.probe import keeps_apart
+    from seatrial_jobs.workers.probe import keeps_apart
 
     fresh(case.device)
     run, model = case.run, case.model()

@@ -228,8 +228,8 @@ def train(job: Job) -> Any:
     """
     import ray
 
-    from seatrial_jobs import trainer
     from seatrial_jobs.follow import Follower, Pace
+    from seatrial_jobs.workers import trainer
 
     reasons: list[SeatrialError] = []
 

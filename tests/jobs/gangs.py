@@ -33,7 +33,7 @@ def _context() -> Any:
     """New processes come from one that has imported everything, and has no threads yet."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["peft", "seatrial_jobs.watch", "transformers.models.llama.modeling_llama"]
+        ["peft", "seatrial_jobs.workers.watch", "transformers.models.llama.modeling_llama"]
     )
     return context
 

@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from seatrial.config.method import FullMethod, LoraMethod
 from seatrial.config.run import RunSection
 from seatrial.errors import UserError
-from seatrial_jobs import checkpoint, ledger, methods, sharding
+from seatrial_jobs import ledger, methods, sharding
 from seatrial_jobs.batches import Batches, Share
+from seatrial_jobs.checkpoints import checkpoint
 from seatrial_jobs.data.chat import IGNORED, Encoded
 from seatrial_jobs.data.pack import Packed, pack
 from seatrial_jobs.evaluate import Question, answer, heldout_loss
@@ -38,7 +39,7 @@ from seatrial_jobs.loop import (
 from seatrial_jobs.sharding import whole
 from seatrial_jobs.spec import HopelessError
 from seatrial_jobs.storage import Storage
-from seatrial_jobs.watch import Watch
+from seatrial_jobs.workers.watch import Watch
 
 STEPS = 6
 METHODS = {"full": FullMethod(type="full"), "lora": LoraMethod(type="lora", rank=4)}

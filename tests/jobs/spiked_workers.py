@@ -16,14 +16,14 @@ from torch import nn
 from seatrial.config.run import RunSection, SpikesSection
 from seatrial_jobs import ledger
 from seatrial_jobs.batches import Batches, Share
-from seatrial_jobs.checkpoint import plain
+from seatrial_jobs.checkpoints.checkpoint import plain
 from seatrial_jobs.data.chat import Encoded
 from seatrial_jobs.data.pack import Packed, pack
-from seatrial_jobs.guard import Guard
 from seatrial_jobs.loop import Schedule, Step, optimizer_for, train
 from seatrial_jobs.spec import HopelessError
 from seatrial_jobs.storage import Storage
-from seatrial_jobs.watch import Watch
+from seatrial_jobs.workers.guard import Guard
+from seatrial_jobs.workers.watch import Watch
 
 ALONE = Share(0, 1, torch.device("cpu"))
 STEPS, BAD = 80, range(43, 51)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from seatrial_jobs import checkpoint, generators
-from seatrial_jobs.checkpoint import State
+from seatrial_jobs.checkpoints import checkpoint, generators
+from seatrial_jobs.checkpoints.checkpoint import State
 from seatrial_jobs.storage import Storage
 
 

@@ -21,11 +21,11 @@ from seatrial_jobs import ledger
 from seatrial_jobs.batches import Batches, Share, cut, every
 from seatrial_jobs.data.chat import IGNORED, Encoded
 from seatrial_jobs.data.pack import Packed, pack
-from seatrial_jobs.elastic import fitting
 from seatrial_jobs.evaluate import heldout_loss
 from seatrial_jobs.loop import Schedule, Step, autocast_for, optimizer_for, token_loss, train
 from seatrial_jobs.memory import memory_of
 from seatrial_jobs.shape import Shape
+from seatrial_jobs.workers.elastic import fitting
 from tests.conftest import free_port
 
 CPU = torch.device("cpu")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from seatrial.config.run import SpikesSection
-from seatrial_jobs.guard import Guard
 from seatrial_jobs.spec import HopelessError
+from seatrial_jobs.workers.guard import Guard
 
 ORDINARY = (torch.tensor(2.0), torch.tensor(1.0))
 WILD = (torch.tensor(50.0), torch.tensor(1.0))

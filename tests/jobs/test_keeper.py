@@ -14,9 +14,10 @@ from job_processes import S3Server
 from torch import nn
 
 from seatrial.config.run import RunSection
-from seatrial_jobs import checkpoint, keeper, ledger, writer
+from seatrial_jobs import ledger
 from seatrial_jobs.batches import Share
-from seatrial_jobs.keeper import Keeper
+from seatrial_jobs.checkpoints import checkpoint, keeper, writer
+from seatrial_jobs.checkpoints.keeper import Keeper
 from seatrial_jobs.loop import Schedule
 from seatrial_jobs.storage import Storage
 

@@ -29,7 +29,7 @@ from seatrial_jobs.loop import (
     token_loss,
     train,
 )
-from seatrial_jobs.probe import keeps_apart
+from seatrial_jobs.workers.probe import keeps_apart
 
 CPU = torch.device("cpu")
 ALONE = Share(0, 1, CPU)

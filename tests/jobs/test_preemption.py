@@ -25,14 +25,16 @@ from transformers import AutoModelForCausalLM
 from seatrial.config.recipe import TrainRecipe
 from seatrial.config.run import RunSection
 from seatrial.registry import runs
-from seatrial_jobs import checkpoint, ledger, methods, preemption, worker
+from seatrial_jobs import ledger, methods
 from seatrial_jobs.batches import Batches, Share
-from seatrial_jobs.elastic import Room
+from seatrial_jobs.checkpoints import checkpoint
 from seatrial_jobs.loop import Schedule, Step, optimizer_for, train
-from seatrial_jobs.preemption import LeftError, Notice
 from seatrial_jobs.prepare import prepare
 from seatrial_jobs.storage import Storage
-from seatrial_jobs.watch import Watch
+from seatrial_jobs.workers import preemption, worker
+from seatrial_jobs.workers.elastic import Room
+from seatrial_jobs.workers.preemption import LeftError, Notice
+from seatrial_jobs.workers.watch import Watch
 from tests.conftest import free_port
 
 ALONE = Share(0, 1, torch.device("cpu"))

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from seatrial_jobs.retention import Kept, superfluous
+from seatrial_jobs.checkpoints.retention import Kept, superfluous
 
 LOSSES = [3.0, 1.0, None, 2.0, math.nan, 2.5]
 PRESENT = [Kept(f"checkpoint-{step:08d}-abc", loss) for step, loss in enumerate(LOSSES)]

@@ -32,8 +32,9 @@ from sharded_training import (
 )
 
 from seatrial.registry import runs, versions
-from seatrial_jobs import checkpoint, ledger
+from seatrial_jobs import ledger
 from seatrial_jobs.batches import Share
+from seatrial_jobs.checkpoints import checkpoint
 from seatrial_jobs.evaluate import Question
 from seatrial_jobs.storage import Storage
 

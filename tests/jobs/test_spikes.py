@@ -9,7 +9,7 @@ import random
 import pytest
 
 from seatrial.config.run import SpikesSection
-from seatrial_jobs.spikes import Detector
+from seatrial_jobs.workers.spikes import Detector
 
 
 def falling(steps: int, *, seed: int = 0) -> list[tuple[float, float]]:

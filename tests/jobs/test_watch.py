@@ -14,16 +14,16 @@ from torch import nn
 from seatrial.config.run import RunSection, SpikesSection
 from seatrial.registry import runs
 from seatrial.registry.runs import Point
-from seatrial_jobs import checkpoint, generators
 from seatrial_jobs.batches import Batches, Share
+from seatrial_jobs.checkpoints import checkpoint, generators
+from seatrial_jobs.checkpoints.keeper import Keeper
 from seatrial_jobs.data.chat import Encoded
 from seatrial_jobs.data.pack import pack
-from seatrial_jobs.keeper import Keeper
 from seatrial_jobs.loop import Schedule, Step
 from seatrial_jobs.recorder import Recorder
 from seatrial_jobs.spec import HopelessError
 from seatrial_jobs.storage import Storage
-from seatrial_jobs.watch import Watch
+from seatrial_jobs.workers.watch import Watch
 
 ALONE = Share(0, 1, torch.device("cpu"))
 ROWS = pack([Encoded(list(range(1, 17)), list(range(1, 17)))] * 8, 16)

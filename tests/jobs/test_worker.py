@@ -14,11 +14,12 @@ from seatrial.errors import UserError
 from seatrial.registry import runs, versions
 from seatrial.registry.manifest import BaseRef, folder_digest
 from seatrial.registry.runs import Point
-from seatrial_jobs import ledger, worker
+from seatrial_jobs import ledger
 from seatrial_jobs.batches import Share
 from seatrial_jobs.recorder import Recorder, point
 from seatrial_jobs.spec import HopelessError
 from seatrial_jobs.storage import Storage
+from seatrial_jobs.workers import worker
 
 
 @pytest.mark.parametrize(

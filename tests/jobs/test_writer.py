@@ -10,9 +10,9 @@ from itertools import pairwise
 import pytest
 
 from seatrial.errors import UserError
-from seatrial_jobs import writer
+from seatrial_jobs.checkpoints import writer
+from seatrial_jobs.checkpoints.writer import Writer
 from seatrial_jobs.storage import may_pass
-from seatrial_jobs.writer import Writer
 
 
 @pytest.fixture(autouse=True)

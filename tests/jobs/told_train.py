@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from seatrial.config.recipe import TrainRecipe
-from seatrial_jobs import job, trainer
+from seatrial_jobs import job
+from seatrial_jobs.workers import trainer
 
 
 def work(folder: Path, spec: Any) -> dict[str, Any]:
     """The worker's part, with each step written down as soon as its update is done."""
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    from seatrial_jobs import worker
+    from seatrial_jobs.workers import worker
 
     file = os.open(folder / f"{os.getpid()}-{time.time_ns()}", os.O_CREAT | os.O_WRONLY)
     first = 0

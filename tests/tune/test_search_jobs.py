@@ -11,7 +11,7 @@ from job_processes import Cluster, Job, Start, until
 
 from seatrial.registry import runs, versions
 from seatrial.registry.client import connect
-from seatrial_jobs import checkpoint
+from seatrial_jobs.checkpoints import checkpoint
 from seatrial_jobs.search.journal import Journal, Trial, folder_of
 from seatrial_jobs.search.lineage import digests
 from seatrial_jobs.storage import Storage

@@ -17,7 +17,7 @@ from torch import nn
 from seatrial.config.run import RunSection
 from seatrial.config.search import SearchSection
 from seatrial.errors import SeatrialError, UserError
-from seatrial_jobs import checkpoint
+from seatrial_jobs.checkpoints import checkpoint
 from seatrial_jobs.loop import Schedule, optimizer_for
 from seatrial_jobs.search import lineage, plot, tell
 from seatrial_jobs.search.algorithms import suggest

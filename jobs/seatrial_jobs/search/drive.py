@@ -17,7 +17,7 @@ from seatrial.config.tune import TuneRecipe
 from seatrial.errors import SeatrialError, UserError
 from seatrial.registry import runs
 from seatrial_jobs import job as jobs
-from seatrial_jobs import ledger, trainer
+from seatrial_jobs import ledger
 from seatrial_jobs.events import say
 from seatrial_jobs.job import Job, JobFailedError, Terminated
 from seatrial_jobs.prepare import steps_of
@@ -27,6 +27,7 @@ from seatrial_jobs.search.child import open_run
 from seatrial_jobs.search.journal import Generation, Journal, Trial, best
 from seatrial_jobs.search.register import register
 from seatrial_jobs.storage import answering
+from seatrial_jobs.workers import trainer
 
 
 def carry_out(parent: Job) -> int:

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from seatrial.errors import SeatrialError
-from seatrial_jobs import checkpoint
+from seatrial_jobs.checkpoints import checkpoint
 from seatrial_jobs.loop import Schedule
 from seatrial_jobs.storage import Storage
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from seatrial.config.run import RunSection
 from seatrial.config.search import SearchSection
-from seatrial_jobs import checkpoint
+from seatrial_jobs.checkpoints import checkpoint
 from seatrial_jobs.events import say
 from seatrial_jobs.search.journal import Journal, folder_of
 from seatrial_jobs.search.population import slowest

@@ -12,7 +12,8 @@ from typing import Any
 from seatrial.config.tune import TuneRecipe
 from seatrial.errors import SeatrialError
 from seatrial.registry import runs
-from seatrial_jobs import checkpoint, ledger
+from seatrial_jobs import ledger
+from seatrial_jobs.checkpoints import checkpoint
 from seatrial_jobs.loop import Schedule
 from seatrial_jobs.search import lineage
 from seatrial_jobs.search.journal import folder_of
@@ -166,7 +167,7 @@ class Training:
 
 
 def _fit(spec: Spec, place: Storage, name: str) -> dict[str, Any]:
-    from seatrial_jobs import trainer
+    from seatrial_jobs.workers import trainer
 
     found: dict[str, Any] = trainer.fit(lambda _: spec, place, name)
     return found

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from ray.exceptions import RayActorError
 
 from seatrial_jobs.batches import Share
-from seatrial_jobs.elastic import ROOM, Room
+from seatrial_jobs.workers.elastic import ROOM, Room
 
 if TYPE_CHECKING:
     from ray.train import PreemptionInfo

@@ -68,8 +68,8 @@ def fit(
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    from seatrial_jobs import worker
-    from seatrial_jobs.elastic import KeepFirst, Trainer
+    from seatrial_jobs.workers import worker
+    from seatrial_jobs.workers.elastic import KeepFirst, Trainer
 
     spec = make_spec(ray.put)
     recipe: Recipe = spec.recipe

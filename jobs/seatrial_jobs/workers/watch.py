@@ -15,14 +15,14 @@ from torch import nn
 from seatrial.config.run import SpikesSection
 from seatrial.registry import runs
 from seatrial_jobs.batches import Batches, Share, rows_at_once
+from seatrial_jobs.checkpoints.keeper import Keeper
 from seatrial_jobs.data.pack import Packed
 from seatrial_jobs.evaluate import heldout_loss
-from seatrial_jobs.guard import Guard
-from seatrial_jobs.keeper import Keeper
 from seatrial_jobs.loop import Schedule, Step
-from seatrial_jobs.preemption import Call, Notice
 from seatrial_jobs.recorder import Recorder, point
 from seatrial_jobs.spec import HopelessError, Spec
+from seatrial_jobs.workers.guard import Guard
+from seatrial_jobs.workers.preemption import Call, Notice
 
 HAND_OVER_S = 1.0
 """Seconds between two readings of the losses, which on a GPU wait for it."""

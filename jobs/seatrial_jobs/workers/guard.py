@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from seatrial.config.run import SpikesSection
 from seatrial_jobs.spec import HopelessError
-from seatrial_jobs.spikes import Detector, Spike
+from seatrial_jobs.workers.spikes import Detector, Spike
 
 SHOWN_LINES = 20
 

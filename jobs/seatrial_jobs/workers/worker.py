@@ -22,8 +22,9 @@ from seatrial.config.method import FullMethod
 from seatrial.config.recipe import PretrainRecipe, TrainRecipe
 from seatrial.errors import UserError
 from seatrial.registry import runs, versions
-from seatrial_jobs import checkpoint, ledger, methods, sharding
+from seatrial_jobs import ledger, methods, sharding
 from seatrial_jobs.batches import Batches, Share
+from seatrial_jobs.checkpoints import checkpoint
 from seatrial_jobs.data.pack import Packed
 from seatrial_jobs.evaluate import Scores, answer, failed_gates, score
 from seatrial_jobs.export.version import write_version
@@ -37,12 +38,12 @@ from seatrial_jobs.loop import (
     recompute_layers,
     train,
 )
-from seatrial_jobs.preemption import Notice
 from seatrial_jobs.prepare import load_tokenizer, write_files
-from seatrial_jobs.probe import keeps_apart
 from seatrial_jobs.recorder import Recorder, point
 from seatrial_jobs.spec import HopelessError, Spec
-from seatrial_jobs.watch import Watch
+from seatrial_jobs.workers.preemption import Notice
+from seatrial_jobs.workers.probe import keeps_apart
+from seatrial_jobs.workers.watch import Watch
 
 DRAIN_TIMEOUT_S = 600.0
 

@@ -28,8 +28,8 @@ from torch import nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 
-from seatrial_jobs import moments
-from seatrial_jobs.retention import Kept, superfluous
+from seatrial_jobs.checkpoints import moments
+from seatrial_jobs.checkpoints.retention import Kept, superfluous
 from seatrial_jobs.storage import Storage
 
 MARKER = "marker.json"

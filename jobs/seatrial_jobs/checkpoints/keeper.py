@@ -15,12 +15,13 @@ import torch.distributed as dist
 from torch import nn
 
 from seatrial.registry import runs
-from seatrial_jobs import checkpoint, generators, ledger
+from seatrial_jobs import ledger
 from seatrial_jobs.batches import Share
+from seatrial_jobs.checkpoints import checkpoint, generators
+from seatrial_jobs.checkpoints.writer import Writer
 from seatrial_jobs.loop import Schedule
 from seatrial_jobs.recorder import Recorder, point
 from seatrial_jobs.spec import HopelessError, Spec
-from seatrial_jobs.writer import Writer
 
 PATIENCE_S = 600.0
 """How long training stands still for a storage that does not answer, where it must wait for it."""
