@@ -85,9 +85,8 @@ def _look(console: Console, stack: Stack, trial_id: str) -> None:
     body = json.dumps(
         {"model": SERVICE, "user": "me", "messages": [{"role": "user", "content": "Which module has deque?"}]}
     )
-    console.print(
-        f"\ncurl {stack.service}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
-    )
+    curl = f"curl {stack.service}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
+    console.print(f"\n{curl}", markup=False, soft_wrap=True)  # a line to copy
     if sys.stdout.isatty() and sys.stdin.isatty():
         console.print("\nEverything is still running; press Ctrl-C to end it.")
         signal.pause()

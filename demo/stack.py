@@ -18,7 +18,7 @@ PORTS = {"mlflow": 5000, "dashboard": 8265, "serve": 8000, "controller": 8787, "
 # Seconds between the controller's looks: a demo's trial is over in seconds, and its picture needs some.
 POLL_S = "0.5"
 # Files of Ray whose log lines in the output of `ray job submit` say nothing about the job.
-CHATTER = ("cli.py:", "job_manager.py:")
+CHATTER = ("cli.py:", "job_manager.py:", "sdk.py:")
 
 
 class CommandFailedError(Exception):
