@@ -278,7 +278,8 @@ def test_a_verdict_is_reached_on_what_is_there_at_that_moment(desk: Desk):
 
 def test_health_is_bad_before_the_first_pass(desk: Desk):
     fresh = desk.ask("/healthz")
-    assert (fresh.status_code, fresh.json()["error"]) == (503, "no pass is over yet")
+    assert fresh.status_code == 503
+    assert fresh.json()["error"].startswith("no pass is over yet")
 
 
 @pytest.mark.parametrize("revision", ["0001", "9999"])
