@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from seatrial_jobs.data.chat import IGNORED
 from seatrial_jobs.data.pack import Packed, order
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,14 @@ class Share:
     rank: int
     size: int
     device: torch.device
+
+    def exchange(self, mine: T) -> list[T]:
+        """What each worker says, by rank; all must ask."""
+        if self.size == 1:
+            return [mine]
+        said: list[Any] = [None] * self.size
+        dist.all_gather_object(said, mine)
+        return said
 
 
 class Batches:

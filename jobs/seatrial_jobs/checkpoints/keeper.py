@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from seatrial.registry import runs
@@ -99,7 +98,7 @@ class Keeper:
             Exception: on every worker, what made writing impossible on any.
         """
         began = time.perf_counter()
-        signs = self._exchange(Sign(generators.states(), self._problem(step), self._writer.struggling))
+        signs = self.share.exchange(Sign(generators.states(), self._problem(step), self._writer.struggling))
         _raise_first(sign.problem for sign in signs)
         if wait or not any(sign.struggling for sign in signs):
             snapshot = checkpoint.look(self.model, self.optimizer)
@@ -123,10 +122,8 @@ class Keeper:
         """What the thread does, again where storage fails; all of it once the marker is there is done."""
         began, run = time.perf_counter(), self.spec.recipe.run
         copied, name = self._staging.copy(snapshot), checkpoint.name_of(state.step)
-        if self.share.size > 1 and snapshot.sharded:
-            names: list[Any] = [name]
-            dist.broadcast_object_list(names)
-            name = names[0]
+        if snapshot.sharded:
+            name = self.share.exchange(name)[0]
         marked = False
 
         def write() -> None:
@@ -163,7 +160,7 @@ class Keeper:
             if folder is None:
                 return None
             state = checkpoint.load(folder, self.model, self.optimizer)
-            self._exchange(None)  # others may read from this folder
+            self.share.exchange(None)  # others may read from this folder
         for what, kept, mine in (
             ("has another schedule", state.schedule, vars(self.schedule)),
             ("was trained on other tokens", state.tokens_digest, self.tokens_digest),
@@ -179,14 +176,14 @@ class Keeper:
             mine, passed_over = checkpoint.newest(storage, place, every=every)
             if passed_over:
                 self._tag("seatrial.passed_over", "; ".join(passed_over)[:5000])
-        told = self._exchange((socket.gethostname(), mine))
+        told = self.share.exchange((socket.gethostname(), mine))
         chosen = told[0][1]
         if chosen is None:
             return None
         nearest = [host for host, _ in told].index(told[rank][0])
         if mine is None and nearest == rank:
             mine = self._fetch_again(chosen.name, place)
-        shared: Path = self._exchange(mine)[nearest]
+        shared = self.share.exchange(mine)[nearest]
         # Machines of one name need not be one machine.
         return shared if shared.is_dir() else self._fetch_again(chosen.name, place)
 
@@ -215,15 +212,7 @@ class Keeper:
 
     def _agree(self, problem: Exception | None) -> None:
         """Raise the first worker's problem that there is, on every worker."""
-        _raise_first(self._exchange(problem))
-
-    def _exchange(self, mine: Any) -> list[Any]:
-        """What each worker says, by rank."""
-        if self.share.size == 1:
-            return [mine]
-        said: list[Any] = [None] * self.share.size
-        dist.all_gather_object(said, mine)
-        return said
+        _raise_first(self.share.exchange(problem))
 
     def _measure(self, key: str, step: int, began: float) -> None:
         if self.recorder is not None:

@@ -15,7 +15,6 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from seatrial.config.method import FullMethod
@@ -124,7 +123,7 @@ def _work(spec: Spec, share: Share, recorder: Recorder | None) -> Outcome:
         after_step=watch,
     )
     outcome = _evaluate(spec, share, model, watch)
-    exports = _told(spec.export and not outcome.reasons, share)
+    exports = share.exchange(spec.export and not outcome.reasons)[0]  # the first one has scored
     if exports and sharding.is_sharded(model):
         sharding.gather(model, share, trained_only=method.kind == "adapter")
     if recorder is not None:
@@ -173,11 +172,7 @@ def _model(spec: Spec, method: methods.Method, share: Share) -> nn.Module:
             recompute_layers(ready)
     except UserError as error:
         problem = str(error)
-    problems: list[Any] = [problem]
-    if share.size > 1:
-        problems = [None] * share.size
-        dist.all_gather_object(problems, problem)
-    for found in problems:
+    for found in share.exchange(problem):
         if found is not None:
             raise UserError(found)
     assert ready is not None  # noqa: S101
@@ -300,10 +295,7 @@ def _evaluate(spec: Spec, share: Share, model: nn.Module, watch: Watch) -> Outco
     texts = (
         answer(checkpoint.plain(model), tokenizer, mine, gate.max_new_tokens, share.device) if mine else []
     )
-    parts: list[Any] = [texts]
-    if share.size > 1:
-        parts = [None] * share.size
-        dist.all_gather_object(parts, texts)
+    parts = share.exchange(texts)
     if share.rank != 0:
         return Outcome()
     answers = [parts[i % share.size][i // share.size] for i in range(len(spec.questions))]
@@ -317,14 +309,6 @@ def _evaluate(spec: Spec, share: Share, model: nn.Module, watch: Watch) -> Outco
         for q, a in zip(spec.questions, answers, strict=True)
     ]
     return Outcome(scores=scores, reasons=failed_gates(gate, scores), samples=samples)
-
-
-def _told(what: bool, share: Share) -> bool:
-    """What the first worker says, on every worker."""
-    said = [what]
-    if share.size > 1:
-        dist.broadcast_object_list(said)
-    return said[0]
 
 
 def _export(spec: Spec, model: nn.Module, method: methods.Method) -> str:
