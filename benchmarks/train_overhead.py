@@ -117,10 +117,15 @@ def alternate(spec: Any) -> dict[str, list[float]]:
     )
     if recorder is not None:
         recorder.close(60)
+    require_same(losses)
+    return seconds
+
+
+def require_same(losses: list[tuple[float, float]]) -> None:
+    """Both loops must have learnt the same: (ours, the bare one's) after each block."""
     for ours, peer in losses:
         if abs(ours - peer) > 1e-3:
             raise AssertionError(f"the two loops do not do the same: losses {ours} and {peer}")
-    return seconds
 
 
 def drain(recorder: Any) -> None:
