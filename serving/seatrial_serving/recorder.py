@@ -86,7 +86,7 @@ class Recorder:
         self._thread.start()
 
     def opened(self, row: Record) -> None:
-        """A streamed answer has begun: should this process die before its end, it was an exposure."""
+        """An answer is about to be read: should this process die before its end, it was an exposure."""
         line = _encode({"t": OPENED, **row}) + b"\n"
         self._open[row["request_id"]] = line
         self._append(line, None)

@@ -92,12 +92,26 @@ class Reply:
         if self._hides_usage and self.is_stream and NO_CHOICES in body and USAGE in body:
             self._reader.take(body, is_stream=True)
             return
-        await self._deliver(message)
         if body == NOBODY_THERE and not self.is_stream:
+            await self._deliver(message)
             self._status, self._error = 499, GONE
         elif body:
+            await (self._deliver_first if self._ttft_s is None else self._deliver)(message)
             self._on_body(body)
+        else:
+            await self._deliver(message)
         self.is_complete = self.is_complete or not message.get("more_body", False)
+
+    async def _deliver_first(self, message: Message) -> None:
+        """Nobody has read from a version without a record of it, whenever this process dies."""
+        self._ttft_s = time.perf_counter() - self._began
+        if self._is_exposing and self._status < 400:
+            self._recorder.opened(self._row())
+        try:
+            await self._deliver(message)
+        except BaseException:
+            self._ttft_s = None
+            raise
 
     async def _deliver(self, message: Message) -> None:
         self._is_sending = True
@@ -109,10 +123,6 @@ class Reply:
         self._is_sending = False
 
     def _on_body(self, body: bytes) -> None:
-        if self._ttft_s is None:
-            self._ttft_s = time.perf_counter() - self._began
-            if self.is_stream and self._is_exposing and self._status < 400:
-                self._recorder.opened(self._row())
         if body.startswith(STREAM_ERROR):
             self._error = body[:MAX_ERROR_CHARS].decode("utf-8", "replace")
         self._reader.take(body, is_stream=self.is_stream)

@@ -95,7 +95,8 @@ class Stand:
                 found = connection.execute(text(f"select * from exposures where {filters}"), where)  # noqa: S608
                 return [dict(row) for row in found.mappings()]
 
-        stage.wait_until(lambda: len(read()) >= expected, 20, f"{expected} exposures")
+        # A replica that starts beside it takes the machine for a while.
+        stage.wait_until(lambda: len(read()) >= expected, 90, f"{expected} exposures {where}")
         return read()
 
     def client(self, **options: Any) -> openai.OpenAI:

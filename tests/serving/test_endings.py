@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from seatrial_serving.errors import Receive, Scope, Send
-from tests.serving.front import MESSAGES, ask, error_of, service, streaming
+from seatrial_serving.errors import App, Receive, Scope, Send
+from tests.serving.front import MESSAGES, ask, echo, error_of, service, streaming
 from tests.serving.stage import KEY
 
 
@@ -52,7 +52,7 @@ class Reader:
                 await asyncio.Event().wait()
             raise BrokenPipeError("gone")
 
-    async def ask(self, app: Any) -> None:
+    async def ask(self, app: Any, send: Send | None = None) -> None:
         body = json.dumps({"model": "svc", "messages": MESSAGES, "stream": True, "user": "u"}).encode()
         messages = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -63,7 +63,27 @@ class Reader:
 
         headers = [(b"authorization", f"Bearer {KEY}".encode())]
         scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
-        await asyncio.wait_for(app(scope, receive, self), 10)
+        await asyncio.wait_for(app(scope, receive, send or self), 10)
+
+
+@pytest.mark.parametrize("engine", [echo, streaming(b"data: a\n\n", b"data: b\n\n")])
+async def test_an_answer_is_on_record_before_anything_of_it_is_sent(engine: App) -> None:
+    """A process killed after its client has read loses no exposure."""
+    app, shelf, _ = service(engine)
+    reader = Reader(100, stalls=False)
+    on_record: list[int] = []
+
+    async def send(message: Any) -> None:
+        await reader(message)
+        if message["type"] == "http.response.body" and message["body"]:
+            on_record.append(len(shelf.open))
+
+    await reader.ask(app, send)
+    assert on_record
+    assert set(on_record) == {1}
+    assert (shelf.open[0]["status"], shelf.open[0]["error"]) == (200, None)
+    assert shelf.open[0]["ttft_s"] > 0
+    assert [row["request_id"] for row in shelf.rows] == [shelf.open[0]["request_id"]]
 
 
 @pytest.mark.parametrize("stalls", [True, False])

@@ -330,14 +330,16 @@ def test_a_base_that_is_not_there_is_refused_before_an_engine_starts(stand: Stan
 
 
 def test_without_mlflow_and_store_answers_continue_and_a_killed_replica_comes_back(stand: Stand) -> None:
-    """The store's file is moved away for a while, MLflow's process is stopped until the end."""
+    """The store cannot be opened for a while, MLflow's process is stopped until the end."""
     database = stand.cluster.home / "store.db"
     stand.store.close()
     server = mlflow_process(stand.mlflow_url)
-    aside = database.with_name("aside")
+    aside, nowhere = database.with_name("aside"), database.with_name("nowhere")
     os.kill(server.pid, signal.SIGSTOP)
-    database.rename(aside)
-    database.mkdir()
+    # Both changes are one rename: between two, SQLite would make a new file.
+    aside.hardlink_to(database)
+    nowhere.symlink_to("/nowhere/store.db")
+    nowhere.rename(database)
     try:
         client = stand.client()
         killed, survivor = stand.pids().items()
@@ -345,7 +347,6 @@ def test_without_mlflow_and_store_answers_continue_and_a_killed_replica_comes_ba
         kill(killed[1])
         ids += [answered(client, f"alone-{number}") for number in range(10, 20)]
     finally:
-        database.rmdir()
         aside.rename(database)
     try:
         for request_id in ids:

@@ -23,7 +23,7 @@ from seatrial_jobs.search import lineage, plot, tell
 from seatrial_jobs.search.algorithms import suggest
 from seatrial_jobs.search.journal import Generation, Journal, Origin, Report, Trial, best
 from seatrial_jobs.search.observer import Observer
-from seatrial_jobs.search.room import require_population, room
+from seatrial_jobs.search.room import await_room, room
 from seatrial_jobs.search.schedulers import Halving, Population, explore
 from seatrial_jobs.search.supply import config_of
 from seatrial_jobs.search.tidy import Tidier
@@ -348,10 +348,26 @@ def test_room_is_what_the_free_resources_hold() -> None:
     assert room({"CPU": 8.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}, None) == 1
     assert room({"CPU": 8.0}, {"CPU": 2.0}, 2) == 2
     assert room({"CPU": 0.5}, {"CPU": 2.0}, None) == 1
-    wanted = search(scheduler={"type": "pbt", "interval_steps": 5}, trials=4)
-    require_population(wanted, 4)
-    with pytest.raises(UserError, match="room for 3"):
-        require_population(wanted, 3)
+
+
+def test_a_population_waits_for_room_that_another_job_gives_back(capsys: pytest.CaptureFixture[str]) -> None:
+    population = search(scheduler={"type": "pbt", "interval_steps": 5}, trials=4)
+    each, everything = {"CPU": 2.0}, {"CPU": 8.0}
+    frees = iter([{"CPU": 6.0}, {"CPU": 7.0}, {"CPU": 8.0}])
+    assert await_room(population, each, everything, lambda: next(frees)) == 4
+    assert "3 of 4 trials fit" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"left room for 3 in 0.1 s: .* through the queue"):
+        await_room(population, each, everything, lambda: {"CPU": 6.0}, wait_s=0.1)
+
+
+def test_a_population_that_the_cluster_cannot_hold_is_refused_at_once() -> None:
+    population = search(scheduler={"type": "pbt", "interval_steps": 5}, trials=4)
+    with pytest.raises(UserError, match=r"the cluster has room for 3: .* larger cluster"):
+        await_room(population, {"CPU": 2.0}, {"CPU": 6.0}, dict)
+
+
+def test_another_search_takes_the_room_that_there_is() -> None:
+    assert await_room(search(trials=4), {"CPU": 2.0}, {"CPU": 8.0}, lambda: {"CPU": 4.0}) == 2
 
 
 def test_time_left_follows_the_rate_so_far() -> None:

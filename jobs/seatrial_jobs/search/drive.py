@@ -61,8 +61,9 @@ def _search(parent: Job, recipe: TuneRecipe, journal: Journal) -> None:
     trainer.connect(recipe)
     jobs.on_termination()  # ray.init put its own handlers in place
     try:
-        held = room.room(ray.available_resources(), trainer.needs(recipe), recipe.search.max_concurrent)
-        room.require_population(recipe.search, held)
+        held = room.await_room(
+            recipe.search, trainer.needs(recipe), ray.cluster_resources(), ray.available_resources
+        )
         parent.usage.gpus = min(held, recipe.search.count) * trainer.needs(recipe).get("GPU", 0.0)
         say(f"room for {held} trials at a time")
         faults: list[SeatrialError] = []

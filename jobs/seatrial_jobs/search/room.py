@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 from seatrial.config.search import SearchSection
 from seatrial.errors import UserError
+from seatrial_jobs.events import say
 
 ACTOR = {"memory": 1.0}
 """What the actor that watches a trial asks for: it computes nothing, and a part of a CPU would leave others
 than whole ones to the workers."""
+WAIT_S = 120.0
+"""Seconds that a population waits for room: workers of a job that has ended take some of them to go."""
+LOOK_EVERY_S = 0.5
+
+Resources = Mapping[str, float]
 
 
-def room(free: Mapping[str, float], each: Mapping[str, float], limit: int | None) -> int:
+def room(free: Resources, each: Resources, limit: int | None) -> int:
     """Trials that ``free`` resources hold at a time, at least one, which then waits for them.
 
     What is free counts, not what the cluster has: placement groups of other jobs, and those that Ray has
@@ -23,14 +30,41 @@ def room(free: Mapping[str, float], each: Mapping[str, float], limit: int | None
     return max(min([*held, limit or math.inf]), 1)  # type: ignore[return-value]
 
 
-def require_population(search: SearchSection, held: int) -> None:
-    """Population-based training compares trials that run together.
+def await_room(
+    search: SearchSection,
+    each: Resources,
+    all_resources: Resources,
+    look: Callable[[], Resources],
+    *,
+    wait_s: float = WAIT_S,
+) -> int:
+    """Trials that fit at a time now, each with the resources ``each``.
+
+    Population-based training compares trials that run together: room for all of them is waited for, if the
+    cluster as a whole has it. ``look`` tells what is free.
 
     Raises:
-        UserError: not all of them fit.
+        UserError: not all of a population fit, into the cluster or within ``wait_s`` into what is free.
     """
-    if search.least_at_a_time > held:
-        raise UserError(
-            f"search.trials: {search.count}: pbt trains all of them at once, and there is room for {held}: "
-            "lower it, lower resources, or use a larger cluster"
-        )
+    limit, least = search.max_concurrent, search.least_at_a_time
+    most = room(all_resources, each, limit)
+    if most < least:
+        raise _too_small(search, f"the cluster has room for {most}", "use a larger cluster")
+    end = time.monotonic() + wait_s
+    held = room(look(), each, limit)
+    if held < least:
+        say(f"waits for room: {held} of {least} trials fit into what other jobs leave free")
+    while held < least:
+        if time.monotonic() > end:
+            cause = f"other jobs left room for {held} in {wait_s:g} s"
+            raise _too_small(search, cause, "submit it through the queue, which waits")
+        time.sleep(LOOK_EVERY_S)
+        held = room(look(), each, limit)
+    return held
+
+
+def _too_small(search: SearchSection, cause: str, fix: str) -> UserError:
+    return UserError(
+        f"search.trials: {search.count}: pbt trains all of them at once, and {cause}: "
+        f"lower it, lower resources, or {fix}"
+    )
