@@ -14,9 +14,12 @@ import uvicorn
 
 @contextmanager
 def serving(app: Any) -> Iterator[str]:
-    """Its address while it is served on loopback."""
+    """Its address while it is served on loopback; ``app`` may be a whole configuration of the server."""
+    made = (
+        app if isinstance(app, uvicorn.Config) else uvicorn.Config(app, log_level="warning", access_log=False)
+    )
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+        server = uvicorn.Server(made)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         deadline = time.monotonic() + 30

@@ -7,21 +7,25 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import event
 
 from seatrial.config.addresses import Addresses
 from seatrial.config.secret import CONTROLLER_TOKEN, secret
-from seatrial.controller.__main__ import access_of
+from seatrial.controller.__main__ import access_of, server_config, trusted_proxies
 from seatrial.controller.api import build
 from seatrial.controller.auth import COOKIE, SESSION_S, TRIES, WINDOW_S, Access, Tries, session_of
 from seatrial.controller.login import Gate, own_path
-from seatrial.controller.loop import Controller
+from seatrial.controller.loop import TIDY_EVERY_S, Controller
+from seatrial.controller.sessions import Sessions
 from seatrial.controller.webhooks import Receiver
 from seatrial.errors import UserError
+from seatrial.stack import status as stack_status
 from seatrial.store import Store
 from seatrial.submission import controller as asking
 from tests.controller.chromium import browser
@@ -52,7 +56,9 @@ class Site:
         self.controller = Controller(store, serve, "http://127.0.0.1:9")
         self.clock = Clock()
         api = build(self.controller, Receiver("s" * 32, self.controller.wake))
-        self.gate = Gate(api, Access.of(token), clock=self.clock)
+        self.store = store
+        self.api = api
+        self.gate = Gate(api, Access.of(token), Sessions(store), clock=self.clock)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +99,7 @@ def test_every_route_asks_for_the_token(shut: str, path: str):
 
 
 def test_health_and_hints_ask_for_none(shut: str):
-    assert httpx.get(f"{shut}/healthz").json()["passes"] == 0
+    assert httpx.get(f"{shut}/healthz").status_code == 503  # no pass is over yet
     unsigned = httpx.post(f"{shut}/hooks/mlflow", content=b"{}")
     assert unsigned.status_code == 401
     assert "X-MLflow-Signature" in unsigned.json()["error"]
@@ -133,7 +139,7 @@ def test_a_person_is_sent_to_the_login_and_back_to_where_they_wanted(shut: str):
 
 def test_over_https_the_session_never_travels_in_clear(tmp_path: Path):
     site = Site(tmp_path, TOKEN)
-    with serving(Gate(site.gate._app, Access.of(TOKEN), is_https=True)) as url:
+    with serving(Gate(site.api, Access.of(TOKEN), Sessions(site.store), is_https=True)) as url:
         answer = httpx.post(f"{url}/login", data={"token": TOKEN})
     assert "; secure" in answer.headers["set-cookie"].lower()
 
@@ -141,10 +147,10 @@ def test_over_https_the_session_never_travels_in_clear(tmp_path: Path):
 def test_a_session_ends_with_time_and_with_the_token():
     access = Access.of(TOKEN)
     session = access.session(1000.0)
-    assert access.is_session(session, 1000.0 + SESSION_S - 1)
-    assert not access.is_session(session, 1000.0 + SESSION_S + 1)
-    assert not Access.of(TOKEN + "y").is_session(session, 1000.0)
-    assert not Access.of(None).is_session(session, 1000.0)
+    assert access.session_id(session, 1000.0 + SESSION_S - 1)
+    assert not access.session_id(session, 1000.0 + SESSION_S + 1)
+    assert not Access.of(TOKEN + "y").session_id(session, 1000.0)
+    assert not Access.of(None).session_id(session, 1000.0)
 
 
 @pytest.mark.parametrize("at", [0, 5, 12, -1])
@@ -153,9 +159,9 @@ def test_a_session_that_was_changed_is_none(at: int):
     session = access.session(1000.0)
     changed = list(session)
     changed[at] = "1" if session[at] != "1" else "2"
-    assert not access.is_session("".join(changed), 1000.0)
+    assert not access.session_id("".join(changed), 1000.0)
     for bad in ("", ".", "..", "9999999999", "9999999999..", "é.é.é"):
-        assert not access.is_session(bad, 1000.0)
+        assert not access.session_id(bad, 1000.0)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +186,7 @@ def test_cookies_of_other_servers_on_the_host_hide_no_session(other: str):
     access, now = Access.of(TOKEN), 1000.0
     session = access.session(now)
     for cookie in (f"{other}; {COOKIE}={session}", f"{COOKIE}={session}; {other}"):
-        assert access.is_session(session_of({"cookie": cookie}), now)
+        assert access.session_id(session_of({"cookie": cookie}), now)
 
 
 def test_another_site_cannot_log_a_person_in(shut: str):
@@ -197,19 +203,134 @@ def test_the_login_leads_nowhere_else(wanted: str):
     assert own_path(wanted) == "/trials"
 
 
-def test_guessing_is_shut_out_for_a_while_and_programs_with_the_token_go_on(
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_copied_session_ends_with_the_logout_also_for_a_controller_started_anew(
+    tmp_path: Path, is_restarted: bool
+):
+    site = Site(tmp_path, TOKEN)
+    with serving(site.gate) as url, logged_in(url) as browser, logged_in(url) as colleague:
+        copied = {"Cookie": f"{COOKIE}={browser.cookies[COOKIE]}"}
+        assert httpx.get(f"{url}/status", headers=copied).status_code == 200
+        assert browser.post("/logout", headers={"Origin": url}).status_code == 303
+        again = Site(tmp_path, TOKEN) if is_restarted else site
+        again.clock.now = site.clock.now
+        with serving(again.gate) as other:
+            assert httpx.get(f"{other}/status", headers=copied).status_code == 401
+            left = {"Cookie": f"{COOKIE}={colleague.cookies[COOKIE]}"}
+            assert httpx.get(f"{other}/status", headers=left).status_code == 200
+
+
+def test_sessions_that_ran_out_are_tidied_away(tmp_path: Path):
+    site = Site(tmp_path, TOKEN)
+    site.controller.clock = site.clock
+    with serving(site.gate) as url:
+        for _ in range(3):
+            with logged_in(url):
+                pass
+    held = "SELECT count(*) FROM leases WHERE name LIKE 'session:%'"
+    with site.store.engine.connect() as connection:
+        assert connection.exec_driver_sql(held).scalar() == 3
+        connection.rollback()
+        site.clock.now += SESSION_S + 2 * TIDY_EVERY_S + 1
+        site.controller.one_pass()
+        assert connection.exec_driver_sql(held).scalar() == 0
+
+
+def test_what_is_no_session_of_ours_asks_no_store(tmp_path: Path):
+    site = Site(tmp_path, TOKEN)
+    asked: list[str] = []
+    event.listen(
+        site.store.engine, "before_cursor_execute", lambda _c, _u, statement, *_: asked.append(statement)
+    )
+    forged = Access.of(TOKEN + "y").session(site.clock.now)
+    with serving(site.gate) as url:
+        for value in (forged, "nonsense", f"9999999999.{'0' * 32}.{'0' * 64}"):
+            assert httpx.get(f"{url}/status", headers={"Cookie": f"{COOKIE}={value}"}).status_code == 401
+    assert asked == []
+
+
+def test_while_the_store_is_away_nobody_is_taken_for_logged_in_or_out(tmp_path: Path):
+    site = Site(tmp_path, TOKEN)
+    with serving(site.gate) as url, logged_in(url) as browser:
+        with site.store.engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE leases RENAME TO away")
+        answers = [browser.get("/status"), browser.post("/logout", headers={"Origin": url})]
+        assert [each.status_code for each in answers] == [503, 503]
+        assert "store" in answers[0].json()["error"]
+        assert browser.cookies[COOKIE]
+        refused = httpx.post(f"{url}/login", data={"token": TOKEN})
+        assert (refused.status_code, "try again" in refused.text) == (503, True)
+        assert browser.get("/healthz").json() == {"ok": False}
+        assert httpx.get(f"{url}/status", headers=BEARER).status_code == 200
+        with site.store.engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE away RENAME TO leases")
+        assert browser.get("/status").status_code == 200
+
+
+def test_strangers_are_told_how_it_is_and_nothing_else(tmp_path: Path):
+    site = Site(tmp_path, TOKEN)
+    site.controller.report = replace(
+        site.controller.report, passes=3, at=site.clock.now, is_well=True, errors=("support-chat: secret",)
+    )
+    site.controller.clock = site.clock
+    with serving(site.gate) as url, logged_in(url) as browser:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Cookie": f"{COOKIE}=1.2.3"}):
+            bare = httpx.get(f"{url}/healthz", headers=headers)
+            assert (bare.status_code, bare.json()) == (200, {"ok": True})
+        for known in (httpx.get(f"{url}/healthz", headers=BEARER), browser.get("/healthz")):
+            assert known.json()["error"] == "support-chat: secret"
+        site.clock.now += 10_000
+        assert httpx.get(f"{url}/healthz").status_code == 503
+
+
+def test_many_wrong_tokens_are_told_to_wait_and_the_right_one_is_never_refused(
     shut_site: tuple[str, Site], shut: str
 ):
     site = shut_site[1]
     for _ in range(TRIES):
         assert httpx.post(f"{shut}/login", data={"token": "guess"}).status_code == 401
-    refused = httpx.post(f"{shut}/login", data={"token": TOKEN})
+    refused = httpx.post(f"{shut}/login", data={"token": "guess"})
     assert refused.status_code == 429
     assert 0 < int(refused.headers["retry-after"]) <= WINDOW_S + 1
     assert httpx.get(f"{shut}/status", headers={"Authorization": "Bearer guess"}).status_code == 429
     assert httpx.get(f"{shut}/status", headers=BEARER).status_code == 200
-    site.clock.now += WINDOW_S + 1
     assert httpx.post(f"{shut}/login", data={"token": TOKEN}).status_code == 303
+    site.clock.now += WINDOW_S + 1
+    assert httpx.post(f"{shut}/login", data={"token": "guess"}).status_code == 401
+
+
+def test_a_clock_that_was_set_back_keeps_nobody_waiting():
+    tries = Tries()
+    for _ in range(TRIES):
+        tries.add("10.0.0.1", 9000.0)
+    assert tries.wait_s("10.0.0.1", 9000.0) > 0
+    assert tries.wait_s("10.0.0.1", 1000.0) == 0
+
+
+@pytest.mark.parametrize("is_trusted", [False, True])
+def test_wrong_tokens_count_for_the_client_behind_a_proxy_that_is_trusted(tmp_path: Path, is_trusted: bool):
+    """A client may write what it likes before the address that the proxy adds, which comes last."""
+    config = server_config(Site(tmp_path, TOKEN).gate, trusted_proxies("127.0.0.1" if is_trusted else ""))
+    with serving(config) as url:
+
+        def guess(number: int, client: str) -> int:
+            headers = {"X-Forwarded-For": f"192.0.2.{number}, {client}"}
+            return httpx.post(f"{url}/login", data={"token": "guess"}, headers=headers).status_code
+
+        assert [guess(number, "198.51.100.7") for number in range(TRIES + 1)] == [401] * TRIES + [429]
+        assert guess(1, "198.51.100.8") == (401 if is_trusted else 429)
+
+
+@pytest.mark.parametrize("text", ["proxy.example", "10.0.0.1/8", "127.0.0.1,*", "1.2.3"])
+def test_a_trusted_proxy_that_is_no_address_is_refused(text: str):
+    with pytest.raises(UserError, match="FORWARDED_ALLOW_IPS: "):
+        trusted_proxies(text)
+
+
+def test_proxies_are_addresses_or_networks():
+    assert trusted_proxies(" 10.0.0.0/8, ::1 ,") == "10.0.0.0/8,::1"
+    assert trusted_proxies("*") == "*"
+    assert trusted_proxies("") == ""
 
 
 def test_the_memory_of_guesses_is_bounded(monkeypatch: pytest.MonkeyPatch):
@@ -265,6 +386,20 @@ def test_the_command_line_sends_the_token(shut: str, monkeypatch: pytest.MonkeyP
         asking.trial(addresses, "nothing")
 
 
+def test_the_state_of_the_parts_is_told_with_its_cause_to_who_has_the_token(
+    shut: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    nowhere = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
+    env = {"SEATRIAL_CONTROLLER_URL": shut, "SEATRIAL_HOME": str(tmp_path), **nowhere}
+    addresses = Addresses.resolve(env, tmp_path)
+    monkeypatch.delenv(f"{CONTROLLER_TOKEN}_FILE", raising=False)
+    for token, cause in ((TOKEN, "no pass is over yet"), (TOKEN + "y", "answers 503")):
+        monkeypatch.setenv(CONTROLLER_TOKEN, token)
+        part = {each.name: each for each in stack_status.read(addresses)}["controller"]
+        assert part.health == "ill"
+        assert cause in part.cause
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "controller.example"])  # noqa: S104
 def test_others_are_let_in_only_with_a_token(host: str):
     with pytest.raises(UserError, match="SEATRIAL_CONTROLLER_TOKEN: not set"):
@@ -297,7 +432,7 @@ def test_it_does_not_start_elsewhere_without_a_token_and_does_with_one(tmp_path:
         while True:
             try:
                 assert httpx.get(f"{url}/status").status_code == 401
-                if httpx.get(f"{url}/healthz").json()["passes"]:  # before that its store may have no tables
+                if httpx.get(f"{url}/healthz").json()["ok"]:  # before that its store may have no tables
                     break
             except httpx.TransportError:
                 pass
@@ -325,4 +460,8 @@ def test_a_person_logs_in_with_a_browser_which_misses_nothing_on_the_pages(shut:
         page.click("button")
         page.wait_for_url(f"{shut}/trials")
         assert page.evaluate("getComputedStyle(document.querySelector('.home')).fontWeight") == "700"
+        page.click("text=Log out")
+        page.wait_for_url(f"{shut}/login")
+        page.goto(f"{shut}/trials")
+        page.wait_for_url(f"{shut}/login?next=%2Ftrials")
         assert not [text for text in complaints if "Content Security Policy" in text]

@@ -17,6 +17,7 @@ from seatrial.controller.api import build
 from seatrial.controller.auth import Access
 from seatrial.controller.login import Gate
 from seatrial.controller.loop import Controller
+from seatrial.controller.sessions import Sessions
 from seatrial.controller.webhooks import (
     MOST_BYTES,
     PATH,
@@ -185,7 +186,7 @@ def wait_for(is_so: Any, timeout_s: float = 20.0) -> float:
 
 def test_a_delivery_makes_the_loop_look_at_once_and_a_forged_one_does_not(controller: Controller):
     receiver = Receiver(SECRET, controller.wake)
-    with serving(Gate(build(controller, receiver), Access())) as url:
+    with serving(Gate(build(controller, receiver), Access(), Sessions(controller.store))) as url:
         assert httpx.post(f"{url}{PATH}", content=BODY, headers=headers(secret="x" * 64)).status_code == 401
         time.sleep(0.3)
         assert controller.report.passes == 1
@@ -229,7 +230,9 @@ def test_registering_again_leaves_one_webhook_for_each_address(mlflow_uri: str):
 
 @pytest.mark.slow
 def test_an_alias_that_is_set_or_taken_away_in_mlflow_wakes_the_loop(mlflow_uri: str, controller: Controller):
-    with serving(Gate(build(controller, Receiver(SECRET, controller.wake)), Access())) as url:
+    with serving(
+        Gate(build(controller, Receiver(SECRET, controller.wake)), Access(), Sessions(controller.store))
+    ) as url:
         stop, address = threading.Event(), f"{url}{PATH}"
         keep = threading.Thread(
             target=keep_registered,

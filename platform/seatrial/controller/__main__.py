@@ -9,10 +9,11 @@ import sys
 import threading
 from contextlib import suppress
 from functools import partial
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from seatrial.config.addresses import Addresses
 from seatrial.config.secret import CONTROLLER_TOKEN, WEBHOOK_SECRET, secret
@@ -21,6 +22,7 @@ from seatrial.controller.api import build
 from seatrial.controller.auth import Access
 from seatrial.controller.login import Gate
 from seatrial.controller.loop import STALLED_S, Controller
+from seatrial.controller.sessions import Sessions
 from seatrial.controller.webhooks import Receiver
 from seatrial.errors import SeatrialError, UserError
 from seatrial.monitoring import logs
@@ -29,6 +31,7 @@ from seatrial.submission.dispatcher import Dispatcher
 POLL_S = 2.0
 PORT = 8787
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PROXIES = "FORWARDED_ALLOW_IPS"  # uvicorn's own name for it
 
 
 def main() -> None:
@@ -43,14 +46,16 @@ def main() -> None:
     poll_s = poll_interval_s(os.environ.get("SEATRIAL_POLL_S"))
     host, port = bind_address(addresses.controller_url, os.environ.get("SEATRIAL_CONTROLLER_BIND"))
     access = access_of(host, secret(CONTROLLER_TOKEN, os.environ))
+    proxies = trusted_proxies(os.environ.get(PROXIES, ""))
     hook_secret = secret(WEBHOOK_SECRET, os.environ)
     # Taken before anything is done: a second start by mistake ends here.
     listening = listen(host, port)
     logs.configure("controller")
     controller = Controller.of(addresses)
     receiver = Receiver(hook_secret, controller.wake) if hook_secret else None
-    gate = Gate(build(controller, receiver), access, is_https=addresses.controller_url.startswith("https:"))
-    server = uvicorn.Server(uvicorn.Config(gate, log_level="warning", access_log=False, server_header=False))
+    api, is_https = build(controller, receiver), addresses.controller_url.startswith("https:")
+    gate = Gate(api, access, Sessions(controller.store), is_https=is_https)
+    server = uvicorn.Server(server_config(gate, proxies))
     stop = threading.Event()
 
     def loop() -> None:
@@ -128,6 +133,37 @@ def access_of(host: str, token: str | None) -> Access:
             f"set it or {CONTROLLER_TOKEN}_FILE, such as to what `openssl rand -hex 32` prints"
         )
     return Access.of(token)
+
+
+def trusted_proxies(text: str) -> str:
+    """``text``, the proxies whose word on who their client is counts; empty trusts none.
+
+    Raises:
+        UserError: it names something that is no address.
+    """
+    given = [part.strip() for part in text.split(",") if part.strip()]
+    for part in given:
+        try:
+            if text.strip() != "*":
+                ip_network(part)
+        except ValueError as error:
+            raise UserError(
+                f"{PROXIES}: {part}: give addresses or networks of proxies, such as 10.0.0.0/8"
+            ) from error
+    return ",".join(given)
+
+
+def server_config(app: ASGIApp, proxies: str) -> uvicorn.Config:
+    """How ``app`` is served. `X-Forwarded-For` counts from ``proxies`` alone, also where uvicorn would
+    trust all of loopback."""
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=proxies,
+    )
 
 
 def _is_loopback(host: str) -> bool:

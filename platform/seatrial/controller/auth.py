@@ -3,6 +3,9 @@
 Without a token the controller listens on loopback only and answers those who call it by a loopback name, so
 that a page of another site, whose name was made to point here, gets nothing. With a token every route but
 `/healthz`, `/login` and the signed `/hooks/mlflow` asks for it: programs send it, people log in with it.
+
+What keeps guesses out is the token's length. Whoever sends many wrong ones is told to wait, whatever they
+send; the right one is never refused, so that nobody's wrong ones shut out anybody else.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ WINDOW_S = 60.0
 TRIES = 10
 MOST_ADDRESSES = 10_000
 
-Answer = Literal["ok", "unknown_host", "foreign", "login"]
+# `stranger` may see a route that is open to everybody; with `session` the store is to say whether it is open.
+Answer = Literal["ok", "session", "stranger", "unknown_host", "foreign", "login"]
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,14 @@ class Access:
         text = f"{int(now + SESSION_S)}.{secrets.token_hex(16)}"
         return f"{text}.{self._sign(text)}"
 
-    def is_session(self, value: str, now: float) -> bool:
-        """Whether ``value`` is a session made with this token that has not run out."""
+    def session_id(self, value: str, now: float) -> str | None:
+        """The id of a session made with this token that has not run out; None when ``value`` is none."""
         text, _, signature = value.rpartition(".")
         signed = self._sign(text).encode()
         if self.digest is None or not hmac.compare_digest(signed, signature.encode("utf-8", "replace")):
-            return False
-        return now < float(text.partition(".")[0]) <= now + SESSION_S
+            return None
+        until, _, session = text.partition(".")
+        return session if now < float(until) <= now + SESSION_S else None
 
     def _sign(self, text: str) -> str:
         return hmac.new(self.session_key, text.encode("utf-8", "replace"), "sha256").hexdigest()
@@ -76,9 +81,11 @@ def judge(access: Access, method: str, path: str, headers: Mapping[str, str], no
     is_bearer = access.knows(token_of(headers))
     if method not in SAFE_METHODS and not is_bearer and _is_foreign(headers):
         return "foreign"
-    if access.digest is None or path in OPEN_PATHS or is_bearer:
+    if access.digest is None or is_bearer:
         return "ok"
-    return "ok" if access.is_session(session_of(headers), now) else "login"
+    if access.session_id(session_of(headers), now) is not None:
+        return "session"
+    return "stranger" if path in OPEN_PATHS else "login"
 
 
 def token_of(headers: Mapping[str, str]) -> str:
@@ -114,13 +121,13 @@ def _is_foreign(headers: Mapping[str, str]) -> bool:
 
 
 class Tries:
-    """Counts wrong tokens by address: after ``TRIES`` in ``WINDOW_S`` seconds the form is shut for it."""
+    """Counts wrong tokens by address: after ``TRIES`` in ``WINDOW_S`` seconds it is told to wait."""
 
     def __init__(self) -> None:
         self._wrong: dict[str, list[float]] = {}
 
     def wait_s(self, address: str, now: float) -> int:
-        """Seconds until the address may try again; 0 when it may."""
+        """Seconds for which the address is told to wait; 0 when it is not."""
         recent = self._recent(address, now)
         return 0 if len(recent) < TRIES else max(1, int(recent[-TRIES] + WINDOW_S - now) + 1)
 
@@ -133,4 +140,4 @@ class Tries:
             del self._wrong[next(iter(self._wrong))]
 
     def _recent(self, address: str, now: float) -> list[float]:
-        return [at for at in self._wrong.get(address, []) if now - at < WINDOW_S]
+        return [at for at in self._wrong.get(address, []) if 0 <= now - at < WINDOW_S]

@@ -10,15 +10,20 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from seatrial.controller.auth import COOKIE, SESSION_S, Access, Tries, judge, token_of
+from seatrial.controller.auth import COOKIE, OPEN_PATHS, SESSION_S, Access, Tries, judge, session_of, token_of
 from seatrial.controller.body import read_bounded
+from seatrial.controller.sessions import Sessions
+from seatrial.errors import SeatrialError
 
 WEB = Path(__file__).with_name("web")
+# In the scope of what the gate lets through: `session` for a person, `stranger` where nobody was asked.
+CALLER = "seatrial.caller"
 MOST_FORM_BYTES = 4096
 POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
@@ -42,12 +47,14 @@ class Gate:
         self,
         app: ASGIApp,
         access: Access,
+        sessions: Sessions,
         *,
         is_https: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._app = app
         self._access = access
+        self._sessions = sessions
         self._is_https = is_https
         self._clock = clock
         self._tries = Tries()
@@ -64,7 +71,10 @@ class Gate:
                 _add_headers(MutableHeaders(raw=message["headers"]))
             await send(message)
 
-        answer = await self._answer(Request(scope, receive))
+        try:
+            answer = await self._answer(Request(scope, receive))
+        except SeatrialError as error:  # the store, which knows the sessions, does not answer
+            answer = _refuse(503, f"sessions: {error}: try again in a moment")
         await (answer or self._app)(scope, receive, send_with_headers)
 
     async def _answer(self, request: Request) -> Response | None:
@@ -78,20 +88,34 @@ class Gate:
             )
         if verdict == "foreign":
             return _refuse(403, "Origin: another site: send this from the controller's own pages")
+        if verdict == "session" and not await self._is_open(request, now):
+            verdict = "stranger" if path in OPEN_PATHS else "login"
         if verdict == "login":
             return self._ask_to_log_in(request, now)
+        request.scope[CALLER] = verdict
         if self._access.digest is None or path not in ("/login", "/logout"):
             return None
         if path == "/login":
             return await self._log_in(request, now) if request.method == "POST" else _page()
-        return self._log_out() if request.method == "POST" else _refuse(405, "POST: send it so", Allow="POST")
+        if request.method != "POST":
+            return _refuse(405, "POST: send it so", Allow="POST")
+        return await self._log_out(request, now)
+
+    async def _is_open(self, request: Request, now: float) -> bool:
+        """Whether the session that the request comes with is open. What is open to all waits for no store."""
+        session = self._access.session_id(session_of(request.headers), now)
+        if session is None or request.scope["path"] == "/login":
+            return False
+        try:
+            return await run_in_threadpool(self._sessions.is_open, session, now)
+        except SeatrialError:
+            if request.scope["path"] in OPEN_PATHS:
+                return False
+            raise
 
     def _ask_to_log_in(self, request: Request, now: float) -> Response:
-        if token_of(request.headers):
-            wait_s = self._tries.wait_s(_address(request), now)
-            if wait_s:
-                return _refuse(429, "too many wrong tokens: wait", **{"Retry-After": str(wait_s)})
-            self._tries.add(_address(request), now)
+        if token_of(request.headers) and (wait_s := self._count(request, now)):
+            return _refuse(429, "too many wrong tokens: wait", **{"Retry-After": str(wait_s)})
         if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
             query = request.scope["query_string"].decode("latin-1")
             wanted = request.scope["path"] + (f"?{query}" if query else "")
@@ -102,30 +126,42 @@ class Gate:
             **{"WWW-Authenticate": 'Bearer realm="seatrial"'},
         )
 
+    def _count(self, request: Request, now: float) -> int:
+        """Seconds to wait after one more wrong token from there; 0 when they may go on."""
+        address = request.client.host if request.client else ""
+        wait_s = self._tries.wait_s(address, now)
+        if not wait_s:
+            self._tries.add(address, now)
+        return wait_s
+
     async def _log_in(self, request: Request, now: float) -> Response:
-        address = _address(request)
-        if wait_s := self._tries.wait_s(address, now):
-            return _page(f"Too many wrong tokens: wait {wait_s} s.", 429, **{"Retry-After": str(wait_s)})
         body = await read_bounded(request, MOST_FORM_BYTES)
         if body is None:
             return _page("That is too long for a token.", 413)
         token = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0]
         if not self._access.knows(token.strip()):
-            self._tries.add(address, now)
+            if wait_s := self._count(request, now):
+                return _page(f"Too many wrong tokens: wait {wait_s} s.", 429, **{"Retry-After": str(wait_s)})
             return _page("That is not the token.", 401)
+        return await self._begin(request, now)
+
+    async def _begin(self, request: Request, now: float) -> Response:
+        cookie = self._access.session(now)
+        try:
+            await run_in_threadpool(self._sessions.begin, str(self._access.session_id(cookie, now)), now)
+        except SeatrialError:
+            return _page("The store, which keeps who is logged in, does not answer: try again.", 503)
         answer = RedirectResponse(own_path(request.query_params.get("next", "")), 303)
         is_secure = self._is_https or request.scope["scheme"] == "https"
         answer.set_cookie(
-            COOKIE,
-            self._access.session(now),
-            max_age=int(SESSION_S),
-            httponly=True,
-            samesite="strict",
-            secure=is_secure,
+            COOKIE, cookie, max_age=int(SESSION_S), httponly=True, samesite="strict", secure=is_secure
         )
         return answer
 
-    def _log_out(self) -> Response:
+    async def _log_out(self, request: Request, now: float) -> Response:
+        session = self._access.session_id(session_of(request.headers), now)
+        if session is not None:
+            await run_in_threadpool(self._sessions.end, session)
         answer = RedirectResponse("/login", 303)
         answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
         return answer
@@ -161,7 +197,3 @@ def _page(trouble: str | None = None, status: int = 200, **headers: str) -> Resp
 @cache
 def _sources() -> tuple[str, str]:
     return tuple((WEB / name).read_text(encoding="utf-8") for name in ("login.html", "style.css"))  # type: ignore[return-value]
-
-
-def _address(request: Request) -> str:
-    return request.client.host if request.client else ""

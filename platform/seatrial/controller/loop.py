@@ -136,6 +136,7 @@ class Controller:
             self._is_migrated = True
         if now - self._tidied_at > TIDY_EVERY_S:
             self.store.forget_replicas(before=now - FORGET_REPLICA_S)
+            self.store.forget_leases(before=now - FORGET_REPLICA_S)
             self._tidied_at = now
 
     def _act(self, world: World, now: float) -> tuple[bool, list[Trouble]]:

@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from seatrial.config.addresses import public
 from seatrial.controller import pictures
+from seatrial.controller.login import CALLER
 from seatrial.controller.loop import Controller
 from seatrial.controller.report import reported
 from seatrial.controller.show import FILTERS
@@ -51,12 +52,12 @@ class Pages:
         self._mlflow = controller.mlflow_uri
         self._drawn: dict[tuple[str, str], tuple[Any, bytes]] = {}
 
-    def trials(self, _request: Request) -> Response:
+    def trials(self, request: Request) -> Response:
         """Every service with its trials, those that run first."""
         now = self._controller.clock()
         found = [self._report(trial, now) for trial in self._store.trials()]
         services = sorted(self._store.services())
-        return self._page("trials.html", trials=found, services=services, now=now)
+        return self._page("trials.html", request, trials=found, services=services, now=now)
 
     def trial(self, request: Request) -> Response:
         """One trial."""
@@ -65,6 +66,7 @@ class Pages:
         latency = self._store.latencies(trial.id)
         return self._page(
             "trial.html",
+            request,
             trial=self._report(trial, now),
             latency=latency,
             colours=arm_colours(trial),
@@ -136,8 +138,9 @@ class Pages:
         draw = pictures.intervals if name == "intervals" else pictures.exposures
         return draw(trial, looks)
 
-    def _page(self, template: str, **values: Any) -> Response:
-        return HTMLResponse(_templates().get_template(template).render(**values))
+    def _page(self, template: str, request: Request, **values: Any) -> Response:
+        is_session = request.scope.get(CALLER) == "session"
+        return HTMLResponse(_templates().get_template(template).render(is_session=is_session, **values))
 
 
 def _static(request: Request) -> Response:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seatrial.config.addresses import VARIABLES, Addresses
-from seatrial.config.secret import CONTROLLER_TOKEN, WEBHOOK_SECRET
+from seatrial.config.secret import CONTROLLER_TOKEN, WEBHOOK_SECRET, bearer
 from seatrial.monitoring.bearer import TOKEN_VARIABLE
 from seatrial.monitoring.probe import Probe
 from seatrial.monitoring.proxy import direct_loopback
@@ -103,7 +103,8 @@ def controller(plan: Plan) -> Child:
     if not env.keys() & {WEBHOOK_SECRET, f"{WEBHOOK_SECRET}_FILE"}:
         env[f"{WEBHOOK_SECRET}_FILE"] = str(plan.hook_secret_path)
     command = (sys.executable, "-m", "seatrial.controller")
-    return Child("controller", command, env, plan.logs / "controller.log", (Probe(f"{url}/healthz"),), url)
+    probe = Probe(f"{url}/healthz", bearer(os.environ))
+    return Child("controller", command, env, plan.logs / "controller.log", (probe,), url)
 
 
 def common_environment(plan: Plan) -> dict[str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from seatrial.config import secret
 from seatrial.config.addresses import Addresses
 from seatrial.monitoring.bearer import bearer, token_source
 from seatrial.monitoring.logs import complaint, tail
@@ -33,7 +35,11 @@ class PartStatus:
 
 
 def read(addresses: Addresses) -> list[PartStatus]:
-    """Ask every part. Parts that `seatrial up` started are looked at as processes, too."""
+    """Ask every part. Parts that `seatrial up` started are looked at as processes, too.
+
+    Raises:
+        UserError: the controller's token is none, see :func:`seatrial.config.secret.secret`.
+    """
     found = state.read(addresses.home)
     members = {member.name: member for member in found.members} if found else {}
     refused = f"the token is refused: check {token_source(addresses)}"
@@ -48,7 +54,11 @@ def _probes(addresses: Addresses) -> dict[str, tuple[Probe, str]]:
     return {
         "mlflow": (Probe(f"{addresses.mlflow_uri}/health"), addresses.mlflow_uri),
         "ray": (Probe(f"{addresses.ray_dashboard}/api/jobs/", token), addresses.ray_dashboard),
-        "controller": (Probe(f"{addresses.controller_url}/healthz"), addresses.controller_url),
+        # Without its token a controller that has one says only whether it is well.
+        "controller": (
+            Probe(f"{addresses.controller_url}/healthz", secret.bearer(os.environ)),
+            addresses.controller_url,
+        ),
     }
 
 

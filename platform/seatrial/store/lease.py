@@ -1,4 +1,4 @@
-"""Which of several controllers acts: one row that is taken by compare-and-set, and runs out."""
+"""Which of several controllers acts, and who is logged in: rows taken by compare-and-set that run out."""
 
 from __future__ import annotations
 
@@ -20,3 +20,16 @@ def take(connection: Connection, name: str, holder: str, *, now: float, lasts_s:
 def give_back(connection: Connection, name: str, holder: str) -> None:
     """Let the next one take the lease at once; another holder's stays."""
     connection.execute(delete(leases).where(leases.c.name == name, leases.c.holder == holder))
+
+
+def is_held(connection: Connection, name: str, holder: str, *, now: float) -> bool:
+    """Whether the holder has the lease and it still runs."""
+    found = select(leases.c.name).where(
+        leases.c.name == name, leases.c.holder == holder, leases.c.expires_at > now
+    )
+    return connection.execute(found).first() is not None
+
+
+def forget(connection: Connection, *, before: float) -> None:
+    """Delete what ran out earlier than ``before``: anybody could take it."""
+    connection.execute(delete(leases).where(leases.c.expires_at < before))

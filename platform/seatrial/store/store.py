@@ -82,6 +82,16 @@ class Store(JobStore, EvidenceStore):
         with writing(self.engine) as connection:
             lease.give_back(connection, name, holder)
 
+    def holds_lease(self, name: str, holder: str, *, now: float) -> bool:
+        """Whether the holder has the lease and it still runs."""
+        with reading(self.engine) as connection:
+            return lease.is_held(connection, name, holder, now=now)
+
+    def forget_leases(self, *, before: float) -> None:
+        """Delete the leases that ran out earlier than ``before``."""
+        with writing(self.engine) as connection:
+            lease.forget(connection, before=before)
+
     def put_service(self, name: str, config: dict[str, Any], *, now: float) -> bool:
         """Insert the service, or replace its configuration; whether the configuration changed.
 

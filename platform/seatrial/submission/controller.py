@@ -24,7 +24,7 @@ def answers(addresses: Addresses) -> bool:
         body = httpx.get(f"{addresses.controller_url}/healthz", timeout=TIMEOUT_S).json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError):
         return False
-    return isinstance(body, dict) and "leader" in body
+    return isinstance(body, dict) and "ok" in body
 
 
 def status(addresses: Addresses) -> Mapping[str, Any]:
