@@ -19,7 +19,7 @@ class Recorder:
 
     ``send`` writes points and raises when it could not; they are kept and sent again. ``known`` tells the
     last step that MLflow has of each key: points at or before it are dropped, so that a resumed job does not
-    log a step a second time.
+    log a step a second time; nor does one that measures a step twice.
     """
 
     def __init__(
@@ -81,7 +81,11 @@ class Recorder:
         try:
             if self._last is None:
                 self._last = self._known()
-            fresh = [point for point in batch if point.step > self._last.get(point.key, -1)]
+            last, fresh = dict(self._last), list[Point]()
+            for point in batch:
+                if point.step > last.get(point.key, -1):
+                    last[point.key] = point.step
+                    fresh.append(point)
             if fresh:
                 self._send(fresh)
             for send in notes.values():
@@ -89,9 +93,7 @@ class Recorder:
         except Exception as error:  # whatever it was, the points are kept and sent again
             self.problem = error
             return False
-        self.problem = None
-        for point in fresh:
-            self._last[point.key] = point.step
+        self.problem, self._last = None, last
         with self._changed:
             del self._waiting[: len(batch)]
             for name in [name for name, send in notes.items() if self._notes[name] is send]:

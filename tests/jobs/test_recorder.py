@@ -48,6 +48,15 @@ def test_steps_that_mlflow_has_are_not_sent_again():
     assert server.points == [point(6), point(3, "other")]
 
 
+def test_a_step_of_one_key_is_sent_once_however_often_it_is_measured():
+    server = Server()
+    recorder = Recorder(server.send, dict, flush_every_s=60)  # all in one batch
+    twice = [Point("blocked_s", value, 8, 1000) for value in (0.5, 0.1)]
+    recorder.add([point(7), *twice, point(8)])
+    assert recorder.close(5)
+    assert server.points == [point(7), twice[0], point(8)]
+
+
 def test_points_survive_an_outage_and_are_pending_until_then(monkeypatch):
     monkeypatch.setattr("seatrial_jobs.recorder.RETRY_AFTER_S", 0.01)
     server = Server(down=True)
