@@ -108,6 +108,66 @@ def test_going_back_is_to_a_regular_checkpoint_only(storage: Storage):
     assert state.step == 10
 
 
+def test_checkpoints_of_a_preemption_leave_the_one_that_a_spike_goes_back_to(storage: Storage):
+    bench = Bench(storage, keep_checkpoints=1, keep_best_checkpoints=0, spikes={"action": "rollback"})
+    bench.train()
+    for step in (10, 20, 23, 27):
+        bench.keeper.save(step, wait=True)
+    assert [checkpoint.step_of(name) for name in bench.names()] == [20, 27]
+    state = bench.keeper.go_back()
+    assert state is not None
+    assert state.step == 20
+    bench.keeper.save(30, wait=True)
+    assert [checkpoint.step_of(name) for name in bench.names()] == [30]
+
+
+@pytest.mark.parametrize("sound", [[10], []])
+def test_a_damaged_checkpoint_takes_no_place_of_a_sound_one(storage: Storage, sound: list[int]):
+    bench = Bench(storage, keep_checkpoints=len(sound) + 1, keep_best_checkpoints=0)
+    bench.train()
+    for step in [*sound, 20]:
+        bench.keeper.save(step, heldout=1.0, wait=True)
+    spoil(storage, bench.names()[-1])
+    again = Bench(storage, keep_checkpoints=1, keep_best_checkpoints=0)
+    state = again.keeper.restore()
+    assert ([state.step] if state else []) == sound
+    again.keeper.save(13, wait=True)  # as when a machine is taken away
+    assert [checkpoint.step_of(name) for name in again.names()] == [13]
+    third = Bench(storage).keeper.restore()
+    assert third is not None
+    assert third.step == 13
+
+
+def spoil(storage: Storage, name: str) -> None:
+    """Change the last byte of a checkpoint's weights."""
+    path = Path(storage.uri) / name / checkpoint.WEIGHTS
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+@pytest.mark.parametrize("what", ["restore", "go_back"])
+def test_a_storage_that_is_away_for_a_while_is_waited_for_before_it_is_read(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, what: str
+):
+    bench = Bench(storage)
+    bench.train()
+    bench.keeper.save(10, wait=True)
+    again = Bench(storage)
+    connect, refused = Storage.connect, []
+
+    def away_at_first(self: Storage) -> Any:
+        if len(refused) < 6:
+            refused.append(self.uri)
+            raise OSError("AWS Error NETWORK_CONNECTION: couldn't connect")
+        return connect(self)
+
+    monkeypatch.setattr(writer, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(Storage, "connect", away_at_first)
+    state = getattr(again.keeper, what)()
+    assert state is not None
+    assert state.step == 10
+    assert len(refused) == 6
+
+
 def test_a_driver_that_was_superseded_completes_no_checkpoint(storage: Storage):
     bench = Bench(storage)
     bench.train()

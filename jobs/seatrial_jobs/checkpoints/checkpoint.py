@@ -192,10 +192,17 @@ def complete(storage: Storage) -> list[Kept]:
     return found
 
 
-def retain(storage: Storage, *, newest: int, best: int, before: float = math.inf) -> None:
-    """Delete the checkpoints that need not stay, of those ``before`` a step."""
-    for name in superfluous(complete(storage), newest=newest, best=best):
-        if step_of(name) < before:
+def retain(
+    storage: Storage, *, newest: int, best: int, every: int | None = None, before: float = math.inf
+) -> None:
+    """Delete the checkpoints that need not stay, of those ``before`` a step.
+
+    Of those at a multiple of ``every`` steps the newest stays in any case.
+    """
+    present = complete(storage)
+    regular = [kept.name for kept in present if every and step_of(kept.name) % every == 0]
+    for name in superfluous(present, newest=newest, best=best):
+        if step_of(name) < before and name not in regular[-1:]:
             storage.below(name).clear()
 
 
@@ -208,19 +215,19 @@ def _marker(storage: Storage, name: str) -> dict[str, Any] | None:
     return marker if isinstance(marker, dict) else None
 
 
-def newest(storage: Storage, into: Path, *, every: int = 1) -> tuple[Path | None, list[str]]:
+def newest(storage: Storage, into: Path, *, every: int = 1) -> tuple[Path | None, dict[str, str]]:
     """Fetch the newest checkpoint whose digests hold, of those at a multiple of ``every`` steps.
 
     Returns:
-        Its local folder below ``into``, which has its name, and why others were passed over.
+        Its local folder below ``into``, which has its name, and why others were passed over, by name.
     """
-    passed_over = []
+    passed_over: dict[str, str] = {}
     kept = [name for name in reversed(storage.folders()) if name.startswith(PREFIX)]
     for name in (name for name in kept if step_of(name) % every == 0):
         problem = fetch(storage, name, folder := into / name)
         if problem is None:
             return folder, passed_over
-        passed_over.append(f"{storage.uri}/{name}: {problem}")
+        passed_over[name] = problem
     return None, passed_over
 
 
@@ -240,7 +247,9 @@ def fetch(storage: Storage, name: str, folder: Path) -> str | None:
         return "its marker is no JSON"
     if marker is None:
         return "it has no marker: its upload did not end"
-    for file, expected in marker["sha256"].items():
+    if not isinstance(marker, dict) or not isinstance(digests := marker.get("sha256"), dict):
+        return "its marker names no files"
+    for file, expected in digests.items():
         if not KNOWN.fullmatch(file):
             return f"its marker names {file!r}, which is no part of a checkpoint"
         try:
@@ -248,7 +257,7 @@ def fetch(storage: Storage, name: str, folder: Path) -> str | None:
         except FileNotFoundError:
             return f"{file} is missing"
         if actual != expected:
-            return f"{file} has sha256 {actual[:12]}, its marker says {expected[:12]}"
+            return f"{file} has sha256 {actual[:12]}, its marker says {str(expected)[:12]}"
     return None
 
 

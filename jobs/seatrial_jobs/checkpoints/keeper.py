@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from seatrial.registry import runs
 from seatrial_jobs import ledger
 from seatrial_jobs.batches import Share
 from seatrial_jobs.checkpoints import checkpoint, generators
-from seatrial_jobs.checkpoints.writer import Writer
+from seatrial_jobs.checkpoints.writer import Writer, patiently
 from seatrial_jobs.loop import Schedule
 from seatrial_jobs.recorder import Recorder, point
 from seatrial_jobs.spec import HopelessError, Spec
@@ -66,13 +66,14 @@ class Keeper:
             HopelessError: it belongs to another schedule or other tokens.
         """
         state = self._load(every=1)
+        if self.share.rank == 0:
+            patiently(lambda: checkpoint.tidy(self.spec.storage), PATIENCE_S)
         if state is None:
             return None
         if self.share.rank < len(state.generators):
             generators.restore(state.generators[self.share.rank])
         if self.recorder is not None:
             self.recorder.add(runs.Point(**value) for value in state.unlogged)
-            checkpoint.tidy(self.spec.storage)
             self._tag("seatrial.resumed_at", str(state.step))
         return state
 
@@ -134,7 +135,10 @@ class Keeper:
                 marked = True
             if self.share.rank == 0 and self.spec.tidies:
                 checkpoint.retain(
-                    self.spec.storage, newest=run.keep_checkpoints, best=run.keep_best_checkpoints
+                    self.spec.storage,
+                    newest=run.keep_checkpoints,
+                    best=run.keep_best_checkpoints,
+                    every=run.checkpoint_every if run.spikes and run.spikes.action == "rollback" else None,
                 )
 
         return write
@@ -173,9 +177,8 @@ class Keeper:
         """A local copy of the checkpoint that the first worker chooses; one for all workers of a machine."""
         storage, rank, mine = self.spec.storage, self.share.rank, None
         if rank == 0:
-            mine, passed_over = checkpoint.newest(storage, place, every=every)
-            if passed_over:
-                self._tag("seatrial.passed_over", "; ".join(passed_over)[:5000])
+            mine, damaged = patiently(lambda: checkpoint.newest(storage, place, every=every), PATIENCE_S)
+            self._give_up(damaged)
         told = self.share.exchange((socket.gethostname(), mine))
         chosen = told[0][1]
         if chosen is None:
@@ -187,8 +190,17 @@ class Keeper:
         # Machines of one name need not be one machine.
         return shared if shared.is_dir() else self._fetch_again(chosen.name, place)
 
+    def _give_up(self, damaged: Mapping[str, str]) -> None:
+        """Tell of checkpoints that do not hold, and delete them: they would take others' place."""
+        storage = self.spec.storage
+        told = [f"{storage.uri}/{name}: {problem}" for name, problem in damaged.items()]
+        if told:
+            self._tag("seatrial.passed_over", "; ".join(told)[:5000])
+        for name in damaged:
+            patiently(storage.below(name).clear, PATIENCE_S)
+
     def _fetch_again(self, name: str, place: Path) -> Path:
-        problem = checkpoint.fetch(self.spec.storage, name, place / name)
+        problem = patiently(lambda: checkpoint.fetch(self.spec.storage, name, place / name), PATIENCE_S)
         if problem is not None:
             raise RuntimeError(f"{name}: {problem}")
         return place / name

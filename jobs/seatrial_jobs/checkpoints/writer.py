@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from seatrial_jobs.storage import may_pass
+
+T = TypeVar("T")
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 
@@ -48,8 +51,7 @@ class Writer:
         return self._thread is not None and self._thread.is_alive() and self.problem is not None
 
     def _run(self, write: Callable[[], None]) -> None:
-        pause_s = FIRST_PAUSE_S
-        while True:
+        for pause_s in _pauses():
             try:
                 write()
             except Exception as error:  # told to whoever waits
@@ -58,7 +60,25 @@ class Writer:
                     break
                 self.problem = error
                 time.sleep(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             else:
                 break
         self.problem = None
+
+
+def patiently(call: Callable[[], T], patience_s: float) -> T:
+    """What ``call`` returns, done again for ``patience_s`` while storage fails in a way that may pass."""
+    end, pauses = time.monotonic() + patience_s, _pauses()
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            if not may_pass(error) or time.monotonic() > end:
+                raise
+        time.sleep(next(pauses))
+
+
+def _pauses() -> Iterator[float]:
+    pause_s = FIRST_PAUSE_S
+    while True:
+        yield pause_s
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

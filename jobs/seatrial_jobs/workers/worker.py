@@ -24,6 +24,8 @@ from seatrial.registry import runs, versions
 from seatrial_jobs import ledger, methods, sharding
 from seatrial_jobs.batches import Batches, Share
 from seatrial_jobs.checkpoints import checkpoint
+from seatrial_jobs.checkpoints.keeper import PATIENCE_S
+from seatrial_jobs.checkpoints.writer import patiently
 from seatrial_jobs.data.pack import Packed
 from seatrial_jobs.evaluate import Scores, answer, failed_gates, score
 from seatrial_jobs.export.version import write_version
@@ -70,7 +72,7 @@ def work(spec: Spec) -> dict[str, Any]:
     """
     share = _share(spec)
     if share.rank == 0:
-        ledger.require_owner(spec.storage, spec.driver)
+        _require_owner(spec)
     recorder = _recorder(spec) if share.rank == 0 else None
     try:
         outcome = _work(spec, share, recorder)
@@ -134,6 +136,10 @@ def _work(spec: Spec, share: Share, recorder: Recorder | None) -> Outcome:
         if exports:
             outcome.manifest = _export(spec, checkpoint.plain(model), method)
     return outcome
+
+
+def _require_owner(spec: Spec) -> None:
+    patiently(lambda: ledger.require_owner(spec.storage, spec.driver), PATIENCE_S)
 
 
 def _share(spec: Spec) -> Share:
@@ -313,7 +319,7 @@ def _evaluate(spec: Spec, share: Share, model: nn.Module, watch: Watch) -> Outco
 
 def _export(spec: Spec, model: nn.Module, method: methods.Method) -> str:
     """Write the version's folder, keep it as the run's artifact `model`, and return its manifest."""
-    ledger.require_owner(spec.storage, spec.driver)
+    _require_owner(spec)
     with tempfile.TemporaryDirectory() as place:
         manifest = write_version(
             Path(place),
