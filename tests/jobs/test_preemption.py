@@ -193,6 +193,29 @@ def test_what_is_due_at_the_step_is_measured_all_the_same(
     assert [kept.heldout for kept in checkpoint.complete(bench.storage)].count(0.5) == 1
 
 
+@pytest.mark.usefixtures("at_once")
+def test_what_a_worker_was_ended_in_is_measured_when_the_job_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, Room(), evaluate_every=3)
+    monkeypatch.setattr(bench.watch, "evaluate", ended)
+    with pytest.raises(EnoughError):
+        bench.train()
+    assert bench.kept() == [3]
+    again, measured = Bench(tmp_path, Room(), evaluate_every=3), list[int]()
+    monkeypatch.setattr(again.watch, "evaluate", measured.append)
+    assert again.watch.restore() == 3
+    assert measured == [3]
+
+
+def ended(step: int) -> float:
+    raise EnoughError(step)
+
+
+class EnoughError(Exception):
+    """As many steps as are compared, or as there is time for."""
+
+
 @pytest.fixture
 def machines(tmp_path: Path, mlflow_uri: str) -> Iterator[Machines]:
     found = Machines(tmp_path, mlflow_uri)
@@ -203,10 +226,6 @@ def machines(tmp_path: Path, mlflow_uri: str) -> Iterator[Machines]:
             kill(process)
         for node in found.nodes:
             node.wait(30)
-
-
-class EnoughError(Exception):
-    """As many steps as are compared."""
 
 
 def undisturbed(values: dict[str, Any], steps: int) -> list[float]:

@@ -69,7 +69,14 @@ class Watch:
             self.guard.remember(state.guard)
             if self.guard.events:  # the last may not have reached MLflow
                 self._tell_spikes(self.guard.events)
+        if self._measures(state.step) and state.heldout is None:  # ended between checkpoint and measurement
+            self.evaluate(state.step)
         return state.step
+
+    def _measures(self, step: int) -> bool:
+        """Whether the held-out loss is due after ``step``; after the last one the worker asks for it."""
+        every = self.spec.recipe.run.evaluate_every
+        return step != self.schedule.steps and every is not None and step % every == 0
 
     def watch_for_spikes(self, settings: SpikesSection, batches: Batches) -> Guard:
         """A guard whose memory is kept in the checkpoints and whose events are told in MLflow."""
@@ -101,7 +108,7 @@ class Watch:
         self._steps.append(step)
         run = self.spec.recipe.run
         last = step.number == self.schedule.steps
-        evaluate = not last and bool(run.evaluate_every) and step.number % (run.evaluate_every or 1) == 0
+        evaluate = self._measures(step.number)
         save = last or (bool(run.checkpoint_every) and step.number % (run.checkpoint_every or 1) == 0)
         call = None if last or self.notice is None else self.notice.after(step.number)
         if not (evaluate or save or call or self._clock() - self._handed_over > HAND_OVER_S):
