@@ -36,7 +36,7 @@ def test_on_the_same_machine_the_job_runs_in_our_folder(tmp_path: Path) -> None:
 def test_for_another_machine_the_folder_travels(tmp_path: Path) -> None:
     job = make_job("m.train", tmp_path / "recipes/r.yaml", "x", folder=tmp_path, upload=True, now=0.0)
     assert job.entrypoint == "python -m m.train recipes/r.yaml"
-    assert job.runtime_env == {"working_dir": str(tmp_path)}
+    assert job.runtime_env == {"working_dir": str(tmp_path), "excludes": [".seatrial"]}
 
 
 def test_a_recipe_outside_of_what_travels_is_refused(tmp_path: Path) -> None:

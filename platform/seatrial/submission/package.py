@@ -9,8 +9,11 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from seatrial.config.addresses import HOME_NAME
 from seatrial.errors import UserError
 
+OURS = (HOME_NAME,)
+"""What never travels besides Ray's own list: a local stack's tokens and store."""
 LARGEST_MB = 64
 LARGEST_UNPACKED_MB = 1024
 """Of the files themselves: no more is read to find that the zip file is too large."""
@@ -25,7 +28,8 @@ class Package:
 
 
 def pack(folder: Path) -> Package:
-    """The files of ``folder`` as Ray would upload them: what `.gitignore` and `.rayignore` name is left out.
+    """The files of ``folder`` as Ray would upload them: what `.gitignore` and `.rayignore` name is left out,
+    and so are `.git`, environments, caches and the state of a local stack.
 
     The digest is of names and contents, so that the same files are the same package at any time.
 
@@ -39,7 +43,7 @@ def pack(folder: Path) -> Package:
     _look_through(folder, quiet)
     with tempfile.TemporaryDirectory() as place:
         target = Path(place) / "package.zip"
-        create_package(str(folder), target, include_gitignore=True, logger=quiet)
+        create_package(str(folder), target, include_gitignore=True, excludes=_excludes(), logger=quiet)
         size_mb = target.stat().st_size / 2**20
         if size_mb > LARGEST_MB:
             raise _too_large(folder, size_mb)
@@ -48,7 +52,7 @@ def pack(folder: Path) -> Package:
 
 def _look_through(folder: Path, quiet: logging.Logger) -> None:
     """Refuse what must not or cannot travel before anything is packed, in what Ray would pack."""
-    from ray._private.runtime_env.packaging import _dir_travel
+    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 
     home, total_mb = folder.resolve(), 0.0
 
@@ -63,7 +67,14 @@ def _look_through(folder: Path, quiet: logging.Logger) -> None:
         if total_mb > LARGEST_UNPACKED_MB:
             raise _too_large(folder, total_mb)
 
-    _dir_travel(folder.absolute(), [], look, include_gitignore=True, logger=quiet)
+    excludes = [_get_excludes(folder.absolute(), _excludes())]
+    _dir_travel(folder.absolute(), excludes, look, include_gitignore=True, logger=quiet)
+
+
+def _excludes() -> list[str]:
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+
+    return [*get_runtime_env_default_excludes(), *OURS]
 
 
 def _is_inside(link: Path, home: Path) -> bool:

@@ -17,6 +17,7 @@ from seatrial.config.addresses import Addresses, read_recorded
 from seatrial.errors import RetryableError, SeatrialError, UserError
 from seatrial.monitoring.bearer import bearer, token_source
 from seatrial.monitoring.probe import Probe
+from seatrial.submission.package import OURS
 from seatrial.submission.screening import require_none
 
 if TYPE_CHECKING:
@@ -81,14 +82,16 @@ def make_job(
 ) -> Job:
     """The job that runs `python -m MODULE RECIPE` in ``folder``.
 
-    With ``upload`` the folder travels with the job (Ray leaves out what `.gitignore` names), otherwise the
-    cluster sees it under the same path.
+    With ``upload`` the folder travels with the job (without what `.gitignore` names and the state of a local
+    stack), otherwise the cluster sees it under the same path.
 
     Raises:
         UserError: a recipe outside of the folder that is uploaded.
     """
     entrypoint = entrypoint_of(module, recipe, folder=folder, upload=upload, force=force)
-    runtime_env: dict[str, Any] = {"working_dir": str(folder.absolute())} if upload else {}
+    runtime_env: dict[str, Any] = {}
+    if upload:
+        runtime_env = {"working_dir": str(folder.absolute()), "excludes": list(OURS)}
     if env:
         runtime_env["env_vars"] = dict(env)
     metadata = {"seatrial.recipe": recipe.name, "seatrial.job": name}
