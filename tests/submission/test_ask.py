@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -127,6 +129,37 @@ def test_a_job_after_one_that_is_not_there_is_refused(store: Store, tmp_path: Pa
     assert store.latest_jobs() == []
 
 
+def test_what_is_queued_again_at_the_same_moment_by_two_is_attached_to_by_the_second(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ask.place(store, wanted(tmp_path), force=False).job
+    store.change_job(first, replace(first, state="failed"))
+    look = store.jobs_of_digest
+    seen: list[list[Job]] = []
+
+    def before_the_other(digest: str) -> list[Job]:
+        found = look(digest)
+        if not seen:
+            store.queue_job_again(replace(first, priority=9), ready_at=5.0)
+        seen.append(found)
+        return found
+
+    monkeypatch.setattr(store, "jobs_of_digest", before_the_other)
+    placed = ask.place(store, wanted(tmp_path, wishes=ask.Wishes("default", priority=3)), force=False)
+    assert (placed.how, placed.job.priority, placed.job.attempt) == ("attached", 9, 1)
+
+
+def test_the_beginning_of_an_id_will_do_for_a_job_to_come_after(store: Store, tmp_path: Path) -> None:
+    first = ask.place(store, wanted(tmp_path), force=False).job
+    after = command(tmp_path, after=("lora-",))
+    assert ask.place(store, after, force=False).job.after == (first.id,)
+    ask.place(store, wanted(tmp_path, force=True), force=True)
+    with pytest.raises(UserError, match=r"--after: lora-: several begin so"):
+        ask.place(store, command(tmp_path, name="x", after=("lora-",)), force=True)
+    with pytest.raises(UserError, match=r"--after: : no such job"):
+        ask.place(store, command(tmp_path, name="x", after=("",)), force=True)
+
+
 def test_a_schedule_is_another_job_than_the_work_that_it_repeats(store: Store, tmp_path: Path) -> None:
     daily = ask.Wishes("default", cron="0 3 * * *")
     schedule = ask.place(store, wanted(tmp_path, wishes=daily), force=False)
@@ -201,6 +234,21 @@ def test_a_package_is_known_by_its_contents_and_leaves_out_what_git_ignores(tmp_
     assert pack(tmp_path).digest == first.digest
     (tmp_path / "r.yaml").write_text("a: 2\n")
     assert pack(tmp_path).digest != first.digest
+
+
+def test_neither_a_stacks_secrets_nor_environments_travel_and_its_store_makes_no_other_package(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "r.yaml").write_text("a: 1\n")
+    for name in (".seatrial/ray_token", ".git/config", ".venv/bin/x", "below/.seatrial/store.db"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".venv" / "bin" / "python").symlink_to("/usr/bin/env")
+    first = pack(tmp_path)
+    with zipfile.ZipFile(io.BytesIO(first.body)) as archive:
+        assert [name for name in archive.namelist() if not name.endswith("/")] == ["r.yaml"]
+    (tmp_path / "below" / ".seatrial" / "store.db").write_text("a job more")
+    assert pack(tmp_path).digest == first.digest
 
 
 def test_a_link_out_of_the_folder_does_not_travel(tmp_path: Path) -> None:

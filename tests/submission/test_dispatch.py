@@ -10,7 +10,7 @@ import pytest
 from simulated import World, cluster, gpus
 
 from seatrial.errors import ConfigError, RetryableError
-from seatrial.store.job import Need
+from seatrial.store.job import Need, Spec
 from seatrial.submission import ask
 from seatrial.submission.cron import Cron
 from seatrial.submission.dispatch import GRACE_S
@@ -87,6 +87,44 @@ def test_a_person_retries_what_has_ended_as_another_attempt(world: World) -> Non
     world.tick(61.0, times=2)
     assert world.state("a") == "succeeded"
     assert list(world.ray.known) == ["a", "a-r1"]
+
+
+FORCED = Spec("run --force", "run")
+
+
+@pytest.mark.parametrize("kind", ["never started", "refused", "broken environment"])
+def test_what_shall_begin_from_nothing_does_so_until_an_attempt_has_begun(world: World, kind: str) -> None:
+    world.configure(backoff_s=1)
+    if kind == "never started":
+        world.add("before", state="failed", is_accounted=True)
+        world.add("a", spec=FORCED, after=("before",))
+    else:
+        world.add("a", spec=FORCED)
+        world.ray.refuses = "Ray refused the job: no" if kind == "refused" else ""
+        broken = RayJob("FAILED", message="pip failed", error_type="RUNTIME_ENV_SETUP_FAILURE")
+        world.ray.ends = lambda ray_id: broken if ray_id == "a" else LOST
+    world.tick(61.0, times=3)
+    assert world.state("a") == "failed"
+    world.ray.refuses = ""
+    world.ray.ends = lambda ray_id: broken if ray_id == "a" else LOST
+    world.store.queue_job_again(replace(world.job("a"), after=()), ready_at=world.now)
+    world.tick(61.0, times=4)
+    assert world.ray.commands["a-r1"] == "run --force", "nothing had been done"
+    assert world.ray.commands["a-r2"] == "run", "its log went with its node: it may have begun"
+
+
+def test_hours_of_earlier_attempts_are_accounted_for_when_ray_refuses_the_next(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.configure(backoff_s=1)
+    world.ray.ends = lambda _: LOST
+    monkeypatch.setattr(world.ray, "log", lambda _: Log((), {"run_id": "r", "run": "http://x"}))
+    world.add("a")
+    world.tick()
+    world.ray.refuses = "Ray refused the job: no"
+    world.tick(61.0, times=4)
+    assert world.state("a") == "failed"
+    assert not world.job("a").is_accounted, "its run has still to be told"
 
 
 def test_a_cluster_that_started_again_lost_the_attempt_and_it_is_retried(world: World) -> None:

@@ -66,6 +66,7 @@ def history(world: World, kill_at: int, *, after: bool) -> tuple[bool, dict[str,
         world.now += 5.0
         if {job.state for job in world.store.unsettled_jobs()} == {"scheduled"}:
             break
+    assert world.job("cron").message == "", "its one time has come and nothing was left out"
     jobs = {job.id: (job.state, job.attempt) for job in world.store.latest_jobs()}
     return died, jobs
 

@@ -36,7 +36,7 @@ class Spec:
 
     entrypoint: str
     retry_entrypoint: str
-    """The command of every attempt but the first: it goes on where the last one stopped."""
+    """The command once an attempt has begun to do the work: it goes on where the last one stopped."""
     env: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     package: str | None = None
@@ -92,7 +92,7 @@ class Job:
     exit_code: int | None = None
     cause: Cause | None = None
     result: Mapping[str, Any] = field(default_factory=dict)
-    """`run`, `run_id` and `version`, as far as the job said so."""
+    """`run`, `run_id` and `version`, as far as the job said so; `began` once an attempt may have done work."""
 
     @property
     def ray_id(self) -> str:

@@ -17,7 +17,7 @@ from seatrial.config.tune import TuneRecipe
 from seatrial.errors import UserError
 from seatrial.store import Store
 from seatrial.store.job import ENDED, Job, Need, Spec
-from seatrial.submission import screening
+from seatrial.submission import screening, watch
 from seatrial.submission.cron import Cron
 from seatrial.submission.submit import entrypoint_of
 
@@ -117,19 +117,22 @@ def place(store: Store, wanted: Job, *, force: bool) -> Placed:
     Raises:
         UserError: it comes after a job that is not there, a schedule, or itself.
     """
-    _require_before(store, wanted.after)
+    wanted = replace(wanted, after=tuple(_before(store, start) for start in wanted.after))
     while True:
         # The jobs of a schedule's times do the schedule's work, and are none.
         is_schedule = wanted.cron is not None
         same = [job for job in store.jobs_of_digest(wanted.digest) if (job.cron is not None) == is_schedule]
         if same and not force:
-            return _join(store, same, wanted)
+            if (joined := _join(store, same, wanted)) is not None:
+                return joined
+            continue  # somebody else has queued it again
         job = replace(wanted, id=f"{wanted.id}-f{len(same)}") if same else wanted
         if store.add_job(job):
             return Placed(job, "queued")
 
 
-def _join(store: Store, same: Sequence[Job], wanted: Job) -> Placed:
+def _join(store: Store, same: Sequence[Job], wanted: Job) -> Placed | None:
+    """What the request comes to; None where the job went on just now."""
     going = [job for job in same if job.state not in ENDED]
     if going:
         return Placed(going[0], "attached")
@@ -138,7 +141,8 @@ def _join(store: Store, same: Sequence[Job], wanted: Job) -> Placed:
         return Placed(done[0], "finished before")
     last = same[0]
     _require_no_circle(store, last.id, wanted.after)
-    store.queue_job_again(replace(wanted, id=last.id), ready_at=wanted.ready_at)
+    if not store.queue_job_again(replace(wanted, id=last.id), ready_at=wanted.ready_at):
+        return None
     return Placed(store.job(last.id) or last, "queued again")
 
 
@@ -148,13 +152,16 @@ def again(store: Store, job: Job, *, now: float) -> bool:
     return store.queue_job_again(job, ready_at=ready_at)
 
 
-def _require_before(store: Store, after: Sequence[str]) -> None:
-    states = store.job_states(after)
-    for other in after:
-        if other not in states:
-            raise UserError(f"--after: {other}: no such job: see `seatrial jobs list`")
-        if states[other] == "scheduled":
-            raise UserError(f"--after: {other}: is a schedule, which never ends: give one of its jobs")
+def _before(store: Store, start: str) -> str:
+    """The id of the job that is meant by the beginning of it.
+
+    Raises:
+        UserError: there is none, or several, or a schedule.
+    """
+    found = watch.find(store, start, field="--after")
+    if found.cron is not None:
+        raise UserError(f"--after: {start}: is a schedule, which never ends: give one of its jobs")
+    return found.id
 
 
 def _require_no_circle(store: Store, job_id: str, after: Sequence[str]) -> None:

@@ -18,6 +18,8 @@ LONGEST_BACKOFF_S = 600.0
 ACCOUNT_FOR_S = 3600.0
 GRACE_S = 15.0
 """Seconds in which Ray may not list an attempt yet that it has taken."""
+UNHEARD = ("lost_node", "killed")
+"""Kinds of ends that may take the log with them, and so what the driver had begun."""
 RAY_ID = re.compile(r"(.+?)(?:-r(\d+))?")
 """An attempt's id: its job's, and its number unless it is the first."""
 
@@ -194,14 +196,25 @@ def settled(
     if finish.status == "STOPPED" and job.time_limit_s and not job.wants_stop and ran_s >= job.time_limit_s:
         shown = f"ran for {ran_s / 3600:.2f} hours; its time limit is {job.time_limit_s / 3600:.2f}"
         cause = made("time_limit", shown, Next.in_queue(job))
+    if job.result.get("run_id") or (cause and cause.kind in UNHEARD and not finish.lines):
+        job = replace(job, result={**job.result, "began": True})
     ended = replace(attempt, ended_at=end, status=finish.status, cause="" if cause is None else cause.text)
     if cause is None:
-        return _over(job, "succeeded", None, finish.exit_code, now), ended
+        return over(job, "succeeded", None, finish.exit_code, now), ended
     if cause.kind == "stopped" or job.wants_stop:
-        return _over(job, "stopped", cause, finish.exit_code, now), ended
+        return over(job, "stopped", cause, finish.exit_code, now), ended
     if cause.is_retryable and job.failures < job.retries:
         return _queued_again(job, cause, config, now), ended
-    return _over(job, "failed", cause, finish.exit_code, now), ended
+    return over(job, "failed", cause, finish.exit_code, now), ended
+
+
+def command_of(job: Job) -> str:
+    """What the next attempt runs: the command that goes on, once an attempt has begun to do the work.
+
+    One that never came so far must not keep the next from starting from nothing, where that was asked for.
+    """
+    has_begun = job.result.get("began") or job.result.get("run_id")
+    return job.spec.retry_entrypoint if has_begun else job.spec.entrypoint
 
 
 def backoff_s(failures: int, config: JobsConfig) -> float:
@@ -225,7 +238,7 @@ def _queued_again(job: Job, cause: Cause, config: JobsConfig, now: float) -> Job
     )
 
 
-def _over(job: Job, state: str, cause: Cause | None, exit_code: int | None, now: float) -> Job:
+def over(job: Job, state: str, cause: Cause | None, exit_code: int | None, now: float) -> Job:
     return replace(
         job,
         state=state,  # type: ignore[arg-type]
@@ -260,10 +273,10 @@ def _before_start(job: Job, view: View) -> Action | None:
         return Adopt(job, need.counted_gpus, seen.started_at or view.now)
     if job.wants_stop:
         cause = made("stopped", "was stopped before it started", Next.in_queue(job))
-        return Change(job, _over(job, "stopped", cause, None, view.now))
+        return Change(job, over(job, "stopped", cause, None, view.now))
     if (failed := _failed_dependency(job, view)) is not None:
         cause = made("dependency", failed, Next.in_queue(job))
-        return Change(job, _over(job, "failed", cause, None, view.now))
+        return Change(job, over(job, "failed", cause, None, view.now))
     return None
 
 
@@ -304,7 +317,7 @@ def _starts(waiting: Sequence[Job], running: Sequence[Job], view: View) -> tuple
         job = by_id[job_id]
         if job_id in hopeless and view.now - hopeless[job_id] >= view.config.unschedulable_s:
             cause = made("unschedulable", why.removeprefix("unschedulable: "), Next.in_queue(job))
-            actions.append(Change(job, _over(job, "failed", cause, None, view.now)))
+            actions.append(Change(job, over(job, "failed", cause, None, view.now)))
             continue
         passed_at = job.passed_at or (view.now if job_id in order.passed else None)
         notes.append(replace(job, message=why, passed_at=passed_at))
@@ -314,7 +327,7 @@ def _starts(waiting: Sequence[Job], running: Sequence[Job], view: View) -> tuple
 def _schedule(job: Job, view: View) -> list[Action]:
     """A schedule: fire for the latest time that has come, once, and wait for the next."""
     if job.wants_stop:
-        return [Change(job, replace(_over(job, "stopped", None, None, view.now), is_accounted=True))]
+        return [Change(job, replace(over(job, "stopped", None, None, view.now), is_accounted=True))]
     if job.cron is None:
         return []
     cron = Cron.parse(job.cron)
@@ -324,12 +337,14 @@ def _schedule(job: Job, view: View) -> list[Action]:
         return [Change(job, replace(job, ready_at=first))] if job.ready_at > first else []
     at = cron.latest(view.now)
     after = replace(job, ready_at=cron.after(view.now), message="")
+    due = _of_schedule(job, at, view.now)
     going = (each for each in view.jobs if each.state in ("queued", "running"))
-    open_ones = [each.id for each in going if each.digest == job.digest]
+    # One of this very time was queued by a dispatcher that stopped before it had noted so.
+    open_ones = [each.id for each in going if each.digest == job.digest and each.id != due.id]
     if open_ones:
         skipped = f"left out {_stamp(at)}: {open_ones[0]} still goes on"
         return [Fire(job, None, replace(after, message=skipped))]
-    return [Fire(job, _of_schedule(job, at, view.now), after)]
+    return [Fire(job, due, after)]
 
 
 def _of_schedule(job: Job, at: float, now: float) -> Job:

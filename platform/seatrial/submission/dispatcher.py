@@ -34,7 +34,9 @@ from seatrial.submission.dispatch import (
     Start,
     StopAttempt,
     View,
+    command_of,
     decide,
+    over,
     owners,
     settled,
 )
@@ -172,8 +174,7 @@ class Dispatcher:
             self._ray.put_package(name, body)
             runtime_env["working_dir"] = f"gcs://{name}"
         try:
-            command = spec.retry_entrypoint if job.attempt else spec.entrypoint
-            self._ray.submit(job.ray_id, command, runtime_env, spec.metadata)
+            self._ray.submit(job.ray_id, command_of(job), runtime_env, spec.metadata)
         except RetryableError as error:
             self._tell([job], error)
             raise
@@ -258,10 +259,7 @@ class Dispatcher:
     def _refuse(self, job: Job, why: str) -> None:
         """Ray will not take it, now or later."""
         cause = made("refused", why, Next.in_queue(job))
-        after = replace(
-            job, state="failed", cause=cause, message="", ended_at=self._clock(), is_accounted=True
-        )
-        self._store.change_job(job, after)
+        self._store.change_job(job, over(job, "failed", cause, None, self._clock()))
 
     def _tell(self, jobs: list[Job], error: SeatrialError) -> None:
         """Let waiting jobs say what keeps all of them."""

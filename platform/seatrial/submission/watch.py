@@ -112,8 +112,8 @@ def read(store: Store, job_id: str) -> Job:
     return found
 
 
-def find(store: Store, start: str) -> Job:
-    """The job whose id is this or, alone, begins so.
+def find(store: Store, start: str, *, field: str = "JOB") -> Job:
+    """The job whose id is this or, alone, begins so. ``field`` is where it was asked for.
 
     Raises:
         UserError: there is none, or several.
@@ -121,13 +121,13 @@ def find(store: Store, start: str) -> Job:
     exact = store.job(start)
     if exact is not None:
         return exact
-    found = store.jobs_like(start)
+    found = store.jobs_like(start) if start else []
     if len(found) == 1:
         return found[0]
     if not found:
-        raise UserError(f"JOB: {start}: no such job: see `seatrial jobs list`")
+        raise UserError(f"{field}: {start}: no such job: see `seatrial jobs list`")
     raise UserError(
-        f"JOB: {start}: several begin so ({', '.join(job.id for job in found[:4])}): give more of it"
+        f"{field}: {start}: several begin so ({', '.join(job.id for job in found[:4])}): give more of it"
     )
 
 
