@@ -100,3 +100,12 @@ def test_looks_of_one_challenger_that_do_not_name_it_are_drawn():
     assert "no interval: too little evidence" not in [
         each.get_text() for each in texts(draw(trial, decision, old))
     ]
+
+
+@pytest.mark.parametrize(
+    "reason", ["stopped: $5 or $6", r"stopped: $\frac$", "no such file ${A}_$ in $B^", "a\\$b$"]
+)
+def test_what_a_person_or_an_engine_says_is_text_and_no_formula(reason: str):
+    trial, decision, looks = told({})
+    figure = draw(trial, dataclasses.replace(decision, reason=reason), looks)
+    assert any(each.get_text().endswith(reason) and not each.get_parse_math() for each in texts(figure))

@@ -98,7 +98,7 @@ def _interval(
     axes.set_ylabel(f"{trial.policy['metric']['name']}: difference", fontsize=9)
     axes.set_title(
         f"{against}, {interval}. {_short(decision.reason)}",
-        loc="left", fontsize=9, color=_TEXT,
+        loc="left", fontsize=9, color=_TEXT, parse_math=False,  # two dollar signs make no formula
     )  # fmt: skip
 
 
