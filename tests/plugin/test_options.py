@@ -44,6 +44,7 @@ def test_every_bad_field_is_one_line_with_its_option():
         ({"promot": "true"}, "-C promot: unknown option"),
         ({"promote": "perhaps"}, "-C promote: perhaps: give true or false"),
         ({"as": "winner"}, "-C as: winner: give challenger, challenger-b, champion or shadow"),
+        ({"as": f"challenger-{'b' * 22}"}, f"-C as: challenger-{'b' * 22}: give challenger,"),
         ({"as": "7"}, "-C as: 7: give challenger"),
         ({"as": "challenger-b", "promote": "true"}, "-C as: challenger-b: given beside promote=true"),
         ({"timeout_s": "soon"}, "-C timeout_s: soon: give seconds"),

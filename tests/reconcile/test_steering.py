@@ -4,6 +4,7 @@ import pytest
 
 from seatrial.controller.report import report
 from seatrial.experiments.assignment import assign
+from seatrial.experiments.trial import MOST_ALIAS_CHARS
 from seatrial.reconcile import actions as do
 
 RAMP = {"steps": [0.01, 0.05, 0.25, 0.5], "hold_s": 3600}
@@ -80,6 +81,18 @@ def test_only_versions_that_can_be_compared_take_part(make_sim, aliases, kept):
     sim.aliases |= {"champion": "1", **aliases}
     sim.run()
     assert sim.trials["support-chat-1"].challengers == kept
+
+
+def test_an_alias_that_is_too_long_for_the_evidence_to_name_opens_no_trial_and_is_said(sim):
+    long = f"challenger-{'b' * (MOST_ALIAS_CHARS - 10)}"
+    sim.aliases |= {"champion": "1", long: "3"}
+    sim.run()
+    assert sim.trials == {}
+    assert f"{long} is longer than 32 characters: no trial" in sim.state.message
+    sim.aliases["challenger"] = "2"
+    sim.aliases[long[:-1]] = "4"
+    sim.run()
+    assert sim.trials["support-chat-1"].challengers == {"challenger": "2", long[:-1]: "4"}
 
 
 def test_a_challenger_that_cannot_be_loaded_leaves_and_the_others_go_on(sim):

@@ -94,7 +94,7 @@ def stop(
         raise UserError("--reason: empty: say in a few words why the trial ends")
     from seatrial.store import Store
 
-    wish = Stop(f"{getpass.getuser()}, through the command line", " ".join(reason.split())[:500])
+    wish = Stop(f"{getpass.getuser()[:50]}, through the command line", " ".join(reason.split())[:500])
     if not Store(where.store_url).ask_stop(found["id"], wish):
         raise UserError(
             f"SERVICE: {service}: trial {found['id']} ends already: `seatrial trial report {service}`"

@@ -21,6 +21,10 @@ TrialState = Literal["open", "closed"]
 Cause = Literal["judgement", "person", "load"]
 
 
+# The rows of exposures have so much room for the arm's name, which is its alias.
+MOST_ALIAS_CHARS = 32
+
+
 def is_challenger(alias: str) -> bool:
     """Whether the alias asks for a place in a trial: `challenger`, `challenger-b`, …"""
     return alias == CHALLENGER or alias.startswith(f"{CHALLENGER}-")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seatrial.experiments.trial import look_at
+from seatrial.experiments.trial import MOST_ALIAS_CHARS, look_at
 from seatrial.reconcile.view import View
 from seatrial.reconcile.world import Phase
 
@@ -61,6 +61,8 @@ def _trial_notes(view: View) -> list[str]:
 
 
 def _challenger_note(view: View, alias: str, challenger: str) -> str:
+    if len(alias) > MOST_ALIAS_CHARS:
+        return f"{alias} is longer than {MOST_ALIAS_CHARS} characters: no trial; set a shorter alias"
     if challenger == view.wished:
         return f"{alias} {challenger} is the champion already: no trial"
     blocker = view.blocker(challenger)

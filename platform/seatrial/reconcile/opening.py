@@ -9,7 +9,7 @@ from typing import Any
 from seatrial.experiments.assignment import Arm, TrialTable
 from seatrial.experiments.namespaces import namespace_of
 from seatrial.experiments.ramp import coverages
-from seatrial.experiments.trial import CHAMPION, Trial
+from seatrial.experiments.trial import CHAMPION, MOST_ALIAS_CHARS, Trial
 from seatrial.reconcile.actions import Action, OpenTrial
 from seatrial.reconcile.traffic import target_champion
 from seatrial.reconcile.view import View
@@ -38,9 +38,12 @@ def open_trial(view: View) -> list[Action]:
 
 
 def candidates(view: View) -> dict[str, str]:
-    """Alias → version of the challengers that may be compared: each version once, and never the champion."""
+    """Alias → version of the challengers that may be compared: each version once, never the champion's, and
+    under an alias that the evidence has room for."""
     found: dict[str, str] = {}
     for alias, version in view.challengers.items():
+        if len(alias) > MOST_ALIAS_CHARS:
+            continue
         if version != view.wished and version not in found.values() and not view.blocker(version):
             found[alias] = version
     return found

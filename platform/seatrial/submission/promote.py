@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 
 from seatrial.errors import UserError
-from seatrial.experiments.trial import CHAMPION, SHADOW
+from seatrial.experiments.trial import CHAMPION, MOST_ALIAS_CHARS, SHADOW
 
-ALIAS = re.compile(r"challenger(-[a-z0-9][a-z0-9-]{0,30})?")
-SETTABLE = "challenger, challenger-b, champion or shadow"
+ALIAS = re.compile(r"challenger(-[a-z0-9][a-z0-9-]*)?")
+SETTABLE = f"challenger, challenger-b, champion or shadow, in at most {MOST_ALIAS_CHARS} characters"
 
 
 def is_settable(alias: str) -> bool:
     """Whether the alias means something that a person may ask for."""
-    return alias in (CHAMPION, SHADOW) or ALIAS.fullmatch(alias) is not None
+    is_challenger = len(alias) <= MOST_ALIAS_CHARS and ALIAS.fullmatch(alias) is not None
+    return is_challenger or alias in (CHAMPION, SHADOW)
 
 
 def set_alias(service: str, version: str, alias: str, *, uri: str) -> str | None:
