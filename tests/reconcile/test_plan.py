@@ -110,6 +110,18 @@ def test_a_challenger_that_cannot_be_loaded_opens_no_trial_and_is_tried_again_la
     assert sim.trials["support-chat-1"].challenger == "2"
 
 
+def test_a_clock_that_is_set_back_makes_no_version_wait_for_it(sim):
+    sim.aliases["champion"] = "1"
+    sim.run()
+    sim.broken.add("2")
+    sim.aliases["challenger"] = "2"
+    sim.run()
+    sim.broken.clear()
+    sim.now -= 86_400
+    sim.run()
+    assert sim.trials["support-chat-1"].challenger == "2"
+
+
 def test_deploying_again_what_failed_to_start_changes_what_serve_is_told_once(sim):
     sim.run()
     first = sim.args

@@ -40,7 +40,7 @@ class Log:
 
     def say(self, troubles: Iterable[Trouble], now: float) -> None:
         """Log what was not said a short while ago."""
-        self._said = {text: at for text, at in self._said.items() if now - at < REPEAT_LOG_S}
+        self._said = {text: at for text, at in self._said.items() if 0 <= now - at < REPEAT_LOG_S}
         for trouble in troubles:
             if trouble.text not in self._said:
                 self._said[trouble.text] = now
@@ -52,6 +52,7 @@ class Log:
 class _Rest:
     trouble: Trouble
     tries: int
+    began: float
     until: float
     wish: tuple[float, Mapping[str, str]]
 
@@ -70,13 +71,14 @@ class Rests:
         if rest.wish != _wish(service):
             del self._rests[service.name]
             return None
-        return rest.trouble if now < rest.until else None
+        # It began in the future: the clock was set back.
+        return rest.trouble if rest.began <= now < rest.until else None
 
     def begin(self, service: DesiredService, trouble: Trouble, now: float) -> None:
         """It failed once more."""
         tries = self._rests[service.name].tries + 1 if service.name in self._rests else 1
         rest_s = min(LONGEST_REST_S, FIRST_REST_S * 2.0 ** min(tries - 1, 10))
-        self._rests[service.name] = _Rest(trouble, tries, now + rest_s, _wish(service))
+        self._rests[service.name] = _Rest(trouble, tries, now, now + rest_s, _wish(service))
 
     def end(self, service: DesiredService) -> None:
         """It went well."""

@@ -160,7 +160,8 @@ class View:
     def is_backing_off(self, version: str) -> bool:
         """Whether ``version`` failed so recently that it is not tried again yet."""
         refusal = self.observed.state.refused.get(version)
-        return refusal is not None and self.now < refusal.retry_at
+        # One from the future was noted before the clock was set back.
+        return refusal is not None and refusal.at <= self.now < refusal.retry_at
 
     def info(self, version: str) -> VersionInfo:
         """The registry's record of ``version``."""
