@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,7 +56,7 @@ class Wanted:
         """From a Ray Serve user_config.
 
         Raises:
-            ValueError, KeyError, TypeError: it is none; pydantic's errors are ValueErrors.
+            ValueError, KeyError, TypeError, AttributeError: it is none; pydantic's errors are ValueErrors.
         """
         named = str(config.get("service", service))
         if named != service:
@@ -118,7 +119,7 @@ class Loader:
         is_first = self._wanted is None
         try:
             wanted = self._understand(config)
-        except (ValueError, KeyError, TypeError, UserError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
             if is_first:
                 raise
             log.error("user_config is refused: %s", error)
@@ -169,15 +170,23 @@ class Loader:
             await self._changed.wait()
             self._changed.clear()
             wanted = self._wanted
-            if wanted is None:
-                continue
+            if wanted is not None and await self._pursue(wanted):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(RETRY_S):
+                        await self._changed.wait()
+                self._changed.set()
+
+    async def _pursue(self, wanted: Wanted) -> bool:
+        """Load, put in force and unload what can be now; whether something is left to try again."""
+        try:
             retry = await self._load_all(wanted)
             if self._wanted is wanted:
                 self._apply(wanted)
                 await self._unload_others(wanted)
-            if retry:
-                await asyncio.sleep(RETRY_S)
-                self._changed.set()
+        except Exception:
+            log.exception("what revision %r wants is not all done: trying again", wanted.table.revision)
+            return True
+        return retry
 
     def _apply(self, wanted: Wanted) -> bool:
         """Put the table in force if all that it names is ready."""
@@ -279,7 +288,11 @@ class Loader:
             self._live.ready[version] = app
             return False
         if app is None:
-            await self._engine.unload(version)
+            try:
+                await self._engine.unload(version)
+            except BaseException:
+                self._live.ready[version] = app
+                raise
         del self._live.in_flight[version]
         self._digests.pop(version, None)
         return True

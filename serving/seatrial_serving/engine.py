@@ -236,9 +236,9 @@ class Server(_Engine):
         self.engine._oai_models.lora_requests[name] = request
 
     async def unload(self, version: str) -> None:
-        """Take an adapter out of the engine."""
-        self.engine._oai_models.lora_requests.pop(self._model(version), None)
+        """Take an adapter out of the engine. While that fails it goes on answering."""
         await self._client.remove_lora(int(version))
+        self.engine._oai_models.lora_requests.pop(self._model(version), None)
 
     async def warm(self, version: str, app: str | None) -> None:
         """Have the version answer one request."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from seatrial.config.service import HttpSection
-from seatrial.errors import UserError
+from seatrial.errors import RetryableError, UserError
 from seatrial.registry import versions
 from seatrial_serving.adapters import Loader
 from seatrial_serving.live import Live, Rules
@@ -22,7 +22,10 @@ HTTP = HttpSection(allow_anonymous=True)
 
 
 class Engine:
-    """Notes what it is told. ``gate`` holds up loading, ``broken`` versions do not load."""
+    """Notes what it is told. ``gate`` holds up loading, ``broken`` versions do not load.
+
+    ``stuck`` ones cannot be taken out the first time, ``away`` ones are to be tried again.
+    """
 
     max_lora_rank = 16
     base_digest = BASE.digest
@@ -30,6 +33,8 @@ class Engine:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.broken: set[str] = set()
+        self.stuck: set[str] = set()
+        self.away: set[str] = set()
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -38,12 +43,17 @@ class Engine:
         self.calls.append(f"load {version}")
 
     async def unload(self, version: str) -> None:
+        if version in self.stuck:
+            self.stuck.remove(version)
+            raise RuntimeError("the engine is busy")
         self.calls.append(f"unload {version}")
 
     async def warm(self, version: str, app: str | None) -> None:
         self.calls.append(f"warm {version}" + (f" in {app}" if app else ""))
         if version in self.broken:
             raise UserError("no answer")
+        if version in self.away:
+            raise RetryableError("away")
 
 
 class World:
@@ -253,11 +263,46 @@ async def test_rules_change_without_a_restart(world: World) -> None:
     assert world.http[-1].max_n == 2
 
 
+async def test_a_version_that_the_engine_does_not_let_go_is_tried_again_and_stops_nothing_else(
+    world: World,
+) -> None:
+    six, seven, eight = (world.version(number) for number in "678")
+    await world.configure("r1", [six, seven], champion="6")
+    world.engine.stuck = {"7"}
+    await world.configure("r2", [six], champion="6")
+    await asyncio.sleep(0.1)
+    await world.configure("r3", [six, eight], champion="8")
+    for _ in range(50):
+        await asyncio.sleep(0.1)
+        if "unload 7" in world.engine.calls and world.live.table.revision == "r3":
+            break
+    assert world.live.table.revision == "r3"
+    assert "unload 7" in world.engine.calls
+    assert world.reports[-1] == ({"6": "ready", "8": "ready"}, "r3")
+
+
+async def test_a_new_wish_does_not_wait_for_the_next_try_of_an_old_one(world: World) -> None:
+    six, seven, eight = (world.version(number) for number in "678")
+    await world.configure("r1", [six], champion="6")
+    world.engine.away = {"7"}
+    await world.configure("r2", [six, seven], champion="7")
+    await world.settle()
+    assert world.reports[-1][0]["7"] == "error: away, trying again"
+    await world.configure("r3", [six, eight], champion="8")
+    await asyncio.sleep(0.5)
+    assert world.live.table.revision == "r3"
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"service": "other"},
         {"preload": [{"version": "latest"}]},
+        {"preload": ["7"]},
+        {"traffic": ["champion"]},
+        {"traffic": {"aliases": ["champion"]}},
+        {"traffic": {"aliases": {}, "shadow": "8"}},
+        {"traffic": {"aliases": {}, "trial": "t"}},
         {"traffic": {"aliases": {}, "trial": {"id": "t"}}},
         {"http": {"max_n": 0}},
     ],
