@@ -156,7 +156,10 @@ def test_a_deployment_from_its_creation_to_its_deletion(stack: Stack):
     assert found[0] == {"text": f"{NAME}: Hello", "version": "1", "request_id": "r1"}
 
     line = stack.refuses("update", "--name", NAME, "-m", f"models:/{NAME}/{second}", "-C", "as=winner")
-    assert line == "Error: -C as: winner: give challenger, challenger-b, champion or shadow, in at most 32 characters"
+    assert (
+        line
+        == "Error: -C as: winner: give challenger, challenger-b, champion or shadow, in at most 32 characters"
+    )
     said = stack.does("update", "--name", NAME, "-m", f"models:/{NAME}/{second}")
     assert "(with flavor seatrial)" in said
     assert stack.aliases() == {"champion": first, "challenger": second}

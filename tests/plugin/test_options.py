@@ -7,11 +7,16 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-from seatrial.errors import UserError
+from seatrial.errors import RetryableError, UserError
 from seatrial.plugin.errors import DeploymentError, as_mlflow
 from seatrial.plugin.options import Options
-from seatrial.plugin.predictions import rows_of
+from seatrial.plugin.predictions import ask, rows_of
+from tests.controller.server import serving
 
 PLAIN = {"engine.base": "models:/base/1", "http.allow_anonymous": "true"}
 
@@ -90,6 +95,21 @@ def test_tables_dicts_and_files_become_rows_without_empty_cells(tmp_path: Path):
     json.write_text('[{"messages": [{"role": "user", "content": "Hi"}]}]')
     asked = [{"messages": [{"role": "user", "content": "Hi"}]}]
     assert rows_of(json) == rows_of(asked[0]) == rows_of(pd.DataFrame(asked)) == asked
+
+
+def test_a_row_that_asks_for_a_stream_is_refused():
+    with pytest.raises(UserError, match="inputs: row 2: stream: True: "):
+        rows_of([{"prompt": "a", "stream": False}, {"prompt": "a", "stream": True}])
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"choices": []}', b'{"choices": [{}]}'])
+def test_what_answers_but_is_no_service_is_said_in_a_line(body: bytes):
+    async def answer(_request: Request) -> Response:
+        return Response(body)
+
+    with serving(Starlette(routes=[Route("/v1/completions", answer, methods=["POST"])])) as url:
+        with pytest.raises(RetryableError, match="is no service"):
+            ask("chat", url, [{"prompt": "a"}])
 
 
 @pytest.mark.parametrize("inputs", [None, [], 3, [{"text": "a"}], {"prompt": "a", "messages": []}, "no.csv"])

@@ -31,7 +31,8 @@ def rows_of(inputs: Any) -> list[dict[str, Any]]:
     """One dict a request, from a DataFrame, a dict, a list of dicts, or the path of a CSV or JSON file.
 
     Raises:
-        UserError: anything else, no rows, or a row without exactly one of `prompt` and `messages`.
+        UserError: anything else, no rows, or a row without exactly one of `prompt` and `messages`, or one
+            that asks for a stream.
     """
     import pandas as pd
 
@@ -46,6 +47,10 @@ def rows_of(inputs: Any) -> list[dict[str, Any]]:
     for number, row in enumerate(inputs, start=1):
         if ("prompt" in row) == ("messages" in row):
             raise UserError(f"inputs: row {number}: give either `prompt` or `messages`")
+        if row.get("stream"):
+            raise UserError(
+                f"inputs: row {number}: stream: {row['stream']}: answers come whole: leave it out"
+            )
     return [dict(row) for row in inputs]
 
 
@@ -76,9 +81,13 @@ def _answer(client: httpx.Client, service: str, url: str, row: Mapping[str, Any]
         said = " ".join(answer.text.split())[:300]
         code = CODES.get(answer.status_code, codes.INTERNAL_ERROR)
         raise DeploymentError(f"{url}: answers {answer.status_code} ({said}){hint}", error_code=code)
-    choice = answer.json()["choices"][0]
+    try:
+        choice = answer.json()["choices"][0]
+        text = choice["text"] if "prompt" in row else choice["message"]["content"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise RetryableError(f"{url}: is no service ({error!r}): check SEATRIAL_SERVE_URL") from error
     return {
-        "text": choice["text"] if "prompt" in row else choice["message"]["content"],
+        "text": text,
         "version": answer.headers.get("x-seatrial-version"),
         "request_id": answer.headers.get("x-seatrial-request-id"),
     }
