@@ -134,10 +134,7 @@ def _require_mlflow() -> str:
     from seatrial.registry.client import require_mlflow
 
     uri = Addresses.resolve().mlflow_uri
-    try:
-        require_mlflow(uri)
-    except RetryableError as error:
-        raise UserError(str(error)) from error
+    require_mlflow(uri)
     return uri
 
 

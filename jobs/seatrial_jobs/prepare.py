@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from seatrial.config.recipe import PretrainRecipe, Recipe, TrainRecipe
-from seatrial.errors import RetryableError, UserError
+from seatrial.errors import UserError
 from seatrial.registry.bases import CHAT_TEMPLATE
 from seatrial_jobs.data.chat import Encoded, encode, lead_in, prompt_ids
 from seatrial_jobs.data.pack import Packed, pack
@@ -160,10 +160,7 @@ def _start(
     recipe: TrainRecipe | PretrainRecipe, split: Split, root: Path
 ) -> tuple[bases.LocalBase | None, dict[str, str] | None, PreTrainedTokenizerBase, _Shape]:
     if isinstance(recipe, TrainRecipe):
-        try:
-            base = bases.resolve(recipe.model.base, recipe.model.revision, root=root)
-        except RetryableError as error:
-            raise UserError(str(error)) from error
+        base = bases.resolve(recipe.model.base, recipe.model.revision, root=root)
         try:
             tokenizer = load_tokenizer(base.path)
         except (OSError, ValueError) as error:

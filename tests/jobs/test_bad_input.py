@@ -76,8 +76,6 @@ CASES = {
         {"run": {"steps": 5, "seq_tokens": 64, "storage": "s3://key:secret@bucket/x?region=us-east-1"}},
         "run.storage",
     ),
-    "no MLflow": ({}, "MLFLOW_TRACKING_URI: http://127.0.0.1:9: does not answer"),
-    "registered base without MLflow": ({"model": {"base": "models:/x/1"}}, "does not answer"),
 }
 
 
@@ -129,6 +127,16 @@ def test_one_line_and_exit_2(name: str, attempt: Any, values: dict[str, Any], tm
     ]
     assert "Traceback" not in error
     assert not (tmp_path / "runs").exists(), "nothing is kept of a job that did not start"
+
+
+@pytest.mark.parametrize("change", [{}, {"model": {"base": "models:/x/1"}}])
+def test_mlflow_that_is_away_is_one_line_of_what_may_be_tried_again(
+    attempt: Any, values: dict[str, Any], change: dict[str, Any]
+):
+    code, error = attempt({**values, **change})
+    assert code == 75, "the queue tries such a job again"
+    assert error.startswith("MLFLOW_TRACKING_URI: http://127.0.0.1:9: does not answer")
+    assert len(error.strip().splitlines()) == 1
 
 
 def test_all_errors_of_a_recipe_at_once(attempt: Any, values: dict[str, Any]):

@@ -92,7 +92,7 @@ class Job:
     exit_code: int | None = None
     cause: Cause | None = None
     result: Mapping[str, Any] = field(default_factory=dict)
-    """`run`, `run_id` and `version`, as far as the job said so; `began` once an attempt may have done work."""
+    """`run`, `run_id`, `version`, as far as the job said so; `began` when an attempt may have done work."""
 
     @property
     def ray_id(self) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from seatrial.config.jobs import JobsConfig
-from seatrial.errors import SeatrialError, UserError
+from seatrial.errors import RetryableError, SeatrialError, UserError
 from seatrial.monitoring.logs import cause
 
 MODULE = "seatrial_jobs.plan"
@@ -22,6 +22,7 @@ def make_plan(recipe: Path, *, gpu_tflops: float) -> Mapping[str, object]:
 
     Raises:
         UserError: bad or missing data, a base model that is not there; one line for each problem.
+        RetryableError: the registry does not answer.
         SeatrialError: the planner ended in another way.
     """
     done = subprocess.run(
@@ -33,6 +34,8 @@ def make_plan(recipe: Path, *, gpu_tflops: float) -> Mapping[str, object]:
     complaints = [line for line in done.stderr.splitlines() if line.strip()]
     if done.returncode == UserError.exit_code and complaints:
         raise UserError("\n".join(complaints))
+    if done.returncode == RetryableError.exit_code and complaints:
+        raise RetryableError(complaints[-1])
     if done.returncode:
         raise SeatrialError(
             f"{recipe}: cannot be planned: {cause(complaints) or f'exit code {done.returncode}'}"
