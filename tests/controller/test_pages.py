@@ -215,6 +215,20 @@ def test_what_people_write_is_text_and_never_markup(visit: Any, site: Site):
         site.store.change_trial(trial)
 
 
+@pytest.mark.parametrize("path", ["/trials", "/trials/search-1"])
+def test_a_word_without_an_end_makes_no_phone_scroll_sideways(visit: Any, site: Site, path: str):
+    trial = site.store.trial("search-1")
+    assert trial is not None
+    site.store.change_trial(replace(trial, dropped={"challenger-b": "x" * 500}))
+    try:
+        page = visit(path, width=390)
+        # What a trial waits for names errors, which people and engines write.
+        page.evaluate("document.querySelector('.lead, .card .quiet').textContent = 'y'.repeat(500)")
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+    finally:
+        site.store.change_trial(trial)
+
+
 def test_links_to_mlflow_and_its_absence_tell_no_password(tmp_path: Path):
     site = Site(tmp_path, "")
     trial = site.add(1, {"champion": 0.2, "challenger": 0.3})

@@ -16,7 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from seatrial.controller.__main__ import bind_address, poll_interval_s
+from seatrial.controller.__main__ import MOST_POLL_S, bind_address, poll_interval_s
+from seatrial.controller.loop import STALLED_S
 from seatrial.errors import UserError
 from seatrial.store import Store
 
@@ -144,13 +145,19 @@ def test_a_bad_setting_is_one_line_and_exit_2(tmp_path: Path):
     env = environment(tmp_path, 8787, SEATRIAL_POLL_S="often")
     done = subprocess.run(START, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr.strip() == "seatrial: SEATRIAL_POLL_S: often: give seconds between 0.05 and 3600"
+    assert done.stderr.strip() == "seatrial: SEATRIAL_POLL_S: often: give seconds between 0.05 and 60"
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "often", "1e9"])
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "often", "61", "1e9"])
 def test_intervals_that_make_no_sense_are_refused(text: str):
     with pytest.raises(UserError, match="SEATRIAL_POLL_S"):
         poll_interval_s(text)
+
+
+def test_between_two_looks_nobody_takes_it_for_one_that_hangs():
+    """Its health is bad and its lease runs out when it has not looked for so long."""
+    assert 2 * MOST_POLL_S < STALLED_S
+    assert poll_interval_s(str(MOST_POLL_S)) == MOST_POLL_S
 
 
 def test_without_a_setting_it_looks_every_two_seconds():

@@ -29,6 +29,7 @@ from seatrial.monitoring import logs
 from seatrial.submission.dispatcher import Dispatcher
 
 POLL_S = 2.0
+MOST_POLL_S = STALLED_S / 5  # a controller that has not looked for STALLED_S is taken for one that hangs
 PORT = 8787
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PROXIES = "FORWARDED_ALLOW_IPS"  # uvicorn's own name for it
@@ -193,14 +194,14 @@ def poll_interval_s(text: str | None) -> float:
     """Seconds between two passes.
 
     Raises:
-        UserError: not a positive number.
+        UserError: no number, or not within the limits.
     """
     try:
         value = float(text) if text else POLL_S
     except ValueError:
         value = 0.0
-    if not 0.05 <= value <= 3600:
-        raise UserError(f"SEATRIAL_POLL_S: {text}: give seconds between 0.05 and 3600")
+    if not 0.05 <= value <= MOST_POLL_S:
+        raise UserError(f"SEATRIAL_POLL_S: {text}: give seconds between 0.05 and {MOST_POLL_S:g}")
     return value
 
 
