@@ -107,9 +107,9 @@ def test_what_answers_but_is_no_service_is_said_in_a_line(body: bytes):
     async def answer(_request: Request) -> Response:
         return Response(body)
 
-    with serving(Starlette(routes=[Route("/v1/completions", answer, methods=["POST"])])) as url:
-        with pytest.raises(RetryableError, match="is no service"):
-            ask("chat", url, [{"prompt": "a"}])
+    app = Starlette(routes=[Route("/v1/completions", answer, methods=["POST"])])
+    with serving(app) as url, pytest.raises(RetryableError, match="is no service"):
+        ask("chat", url, [{"prompt": "a"}])
 
 
 @pytest.mark.parametrize("inputs", [None, [], 3, [{"text": "a"}], {"prompt": "a", "messages": []}, "no.csv"])
