@@ -93,9 +93,10 @@ class Recorder:
 
     def exposed(self, row: Record) -> None:
         """An answer in a trial is over, well or badly."""
-        self._open.pop(row["request_id"], None)
         record = {"t": EXPOSURE, **row}
         self._append(_encode(record) + b"\n", record)
+        # Only now: the thread may shorten the file at any moment, and what is open stays in it.
+        self._open.pop(row["request_id"], None)
 
     async def outcomes(self, rows: Sequence[Record]) -> None:
         """Return when the rows are safe on the disk; callers that come together share one sync.
@@ -287,8 +288,7 @@ class Recorder:
                     log.warning("the store does not take records, they wait in %s: %s", self._folder, error)
                 wait_s, is_away = min(2 * wait_s, MOST_WAIT_S), True
             if stopping:
-                is_all_over = not is_away and not self._open and self._offset == self._spool.size
-                self._spool.close(delete=is_all_over)
+                self._spool.close(delete=not is_away and not self._open, size=self._offset)
                 return
 
 

@@ -41,6 +41,7 @@ class Spool:
         self._most_bytes = most_bytes
         self._lock = threading.Lock()
         self._is_torn = False
+        self._is_named = False
         self._fd = _open_locked(path, flags)
         try:
             # Whoever held it may have replaced or deleted it between our opening and locking it.
@@ -66,9 +67,10 @@ class Spool:
         """Write whole lines.
 
         Raises:
-            OSError: the disk is full or away; SpoolFullError: the file may grow no further.
+            OSError: the disk is full or away, or the file is closed; SpoolFullError: it may grow no further.
         """
         with self._lock:
+            self._check_open()
             if self._size + len(lines) > self._most_bytes:
                 raise SpoolFullError(f"{self.path}: {self._size} bytes: the store has been away for too long")
             # After a torn line a new one must not be taken for its end.
@@ -94,13 +96,28 @@ class Spool:
             self._size = os.fstat(self._fd).st_size
 
     def sync(self) -> None:
-        """Return when all that was appended is on the disk."""
+        """Return when all that was appended is on the disk, and the file's name too.
+
+        Raises:
+            OSError: the disk refuses, or the file is closed.
+        """
         with self._lock:
+            self._check_open()
             fd = os.dup(self._fd)  # the file may be replaced meanwhile; what replaces it has been synced
+            is_named, self._is_named = self._is_named, True
         try:
             os.fdatasync(fd)
+            if not is_named:
+                _sync_folder(self.path.parent)
+        except OSError:
+            self._is_named = False
+            raise
         finally:
             os.close(fd)
+
+    def _check_open(self) -> None:
+        if self._fd < 0:
+            raise OSError(f"{self.path}: closed: its process ends")
 
     def read(self, offset: int, most_bytes: int) -> tuple[list[Record], int]:
         """The records from ``offset`` on and the offset after them; whole lines only.
@@ -153,19 +170,24 @@ class Spool:
                 partial.rename(self.path)
                 fd, self._fd = self._fd, fd
                 self._size = os.fstat(self._fd).st_size
+                self._is_named = False
         except OSError:
             partial.unlink(missing_ok=True)
             raise
         finally:
             os.close(fd)
 
-    def close(self, *, delete: bool) -> None:
-        """Let go of the file; ``delete`` it when all of it is in the store."""
+    def close(self, *, delete: bool, size: int | None = None) -> None:
+        """Let go of the file; ``delete`` it when all of it is in the store.
+
+        With ``size`` it is deleted only if it still has so many bytes.
+        """
         with self._lock:
-            if delete:
+            if delete and size in (None, self._size):
                 self.path.with_suffix(PARTIAL_SUFFIX).unlink(missing_ok=True)
                 self.path.unlink(missing_ok=True)
-            os.close(self._fd)
+            fd, self._fd = self._fd, -1
+            os.close(fd)
 
 
 def _open_locked(path: Path, flags: int) -> int:
@@ -176,6 +198,14 @@ def _open_locked(path: Path, flags: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _write_all(fd: int, data: bytes) -> None:
@@ -201,7 +231,7 @@ def parse_lines(block: bytes, path: Path) -> Iterator[Record]:
             continue
         try:
             record = msgspec.json.decode(line)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             log.warning("%s: a line that is no record was left out: %r", path, line[:80])
             continue
         if isinstance(record, dict):

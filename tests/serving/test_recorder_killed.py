@@ -15,6 +15,7 @@ import pytest
 
 from seatrial.store import Store
 from seatrial_serving.recorder import Recorder
+from seatrial_serving.spool import Spool
 from tests.serving.recording import exposure, rows
 
 CHILD = """
@@ -59,6 +60,27 @@ async def test_a_killed_process_loses_nothing_that_it_had_answered(tmp_path: Pat
     assert acknowledged <= set(rows(store, "exposures")), "answers that had begun are exposures too"
     assert recorder.replay_orphans() == 0
     assert len(list(spool.iterdir())) == 1, "only the living one's file is left"
+
+
+async def test_an_answer_is_on_record_at_every_moment_of_its_end(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread empties the file just before the last row comes, and the process dies in between."""
+    recorder = Recorder(tmp_path / "spool", lambda: store)
+    recorder.opened(exposure(1))
+
+    def dies(*_: object) -> None:
+        recorder.flush()
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Spool, "append", dies)
+        with pytest.raises(SystemExit):
+            recorder.exposed(exposure(1))
+    recorder._spool.close(delete=False)
+    assert rows(store, "exposures") == []
+    assert Recorder(tmp_path / "spool", lambda: store).replay_orphans() == 1
+    assert rows(store, "exposures") == ["r1"]
 
 
 LOADED = """

@@ -139,3 +139,69 @@ async def test_a_full_spool_refuses_outcomes_and_keeps_exposures_in_memory(
     assert recorder.flush()
     assert rows(store, "exposures") == ["r1"]
     assert rows(store, "outcomes") == []
+
+
+def test_a_line_of_garbage_is_left_out_and_the_rest_kept(tmp_path: Path, store: Store) -> None:
+    """As a machine may leave it that lost its power."""
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    first, last = (json.dumps({"t": "exposure", **exposure(number)}).encode() for number in (1, 2))
+    garbage = b'{"unit": "\xff\xfe"}\n\0\0\0\n'
+    (folder / "1-dead.jsonl").write_bytes(first + b"\n" + garbage + last + b"\n")
+    recorder = Recorder(folder, lambda: store)
+    recorder.replay_orphans()
+    assert rows(store, "exposures") == ["r1", "r2"]
+
+
+def test_what_comes_after_the_end_is_refused_and_no_other_file_gets_it(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path)
+    spool.close(delete=False)
+    other = os.open(tmp_path / "other", os.O_CREAT | os.O_RDWR)  # may have the same number
+    for call in (lambda: spool.append(b"{}\n"), spool.sync):
+        with pytest.raises(OSError, match="closed"):
+            call()
+    os.close(other)
+    assert (tmp_path / "other").read_bytes() == b""
+
+
+async def test_what_comes_in_the_last_moment_is_left_for_others(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An outcome that was taken after all had been carried over, before the file was deleted."""
+    recorder = Recorder(tmp_path / "spool", lambda: store)
+    close = Spool.close
+
+    def late(spool: Spool, **how: Any) -> None:
+        spool.append(json.dumps({"t": "outcome", **outcome(1)}).encode() + b"\n")
+        close(spool, **how)
+
+    monkeypatch.setattr(Spool, "close", late)
+    recorder.start()
+    recorder.exposed(exposure(1))
+    recorder.close()
+    monkeypatch.undo()
+    Recorder(tmp_path / "spool", lambda: store).replay_orphans()
+    assert rows(store, "outcomes") == ["r1"]
+
+
+def test_a_new_file_is_in_its_folder_before_what_it_holds_is_promised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Syncing a file says nothing of its name."""
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def note(fd: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink())
+        fsync(fd)
+
+    monkeypatch.setattr(spool_module.os, "fsync", note)
+    spool = Spool.create(tmp_path)
+    spool.append(b"{}\n")
+    spool.sync()
+    assert synced == [tmp_path]
+    spool.sync()
+    assert len(synced) == 1, "once for each new name"
+    spool.drop(0, b"")
+    spool.sync()
+    assert synced == [tmp_path, tmp_path]
