@@ -130,7 +130,8 @@ def _client_options(uri: str, region: str) -> dict[str, str]:
     query = dict(parse_qsl(urlsplit(uri).query))
     options = {"region_name": region}
     if endpoint := query.get("endpoint_override"):
-        options["endpoint_url"] = f"{query.get('scheme', 'https')}://{endpoint}"
+        scheme = "" if "://" in endpoint else f"{query.get('scheme', 'https')}://"
+        options["endpoint_url"] = scheme + endpoint
     return options
 
 

@@ -38,7 +38,8 @@ class Storage:
             UserError: no file system answers for it.
         """
         uri = setting if "://" in setting else str((root / Path(setting).expanduser()).absolute())
-        storage = cls(uri.rstrip("/"))
+        place, mark, query = uri.partition("?") if "://" in uri else (uri, "", "")
+        storage = cls(f"{place.rstrip('/')}{mark}{query}")
         try:
             storage.connect()
         except (OSError, ValueError) as error:

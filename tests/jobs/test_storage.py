@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from job_processes import S3Server
 
 from seatrial.errors import RetryableError, UserError
 from seatrial_jobs.objects import without_keys
@@ -38,6 +39,26 @@ def test_an_address_without_keys_stays_as_it_is(setting: str, tmp_path: Path):
     assert Storage.of(setting + ("&region=eu-west-1" if "?" in setting else ""), tmp_path).uri.startswith(
         expected
     )
+
+
+@pytest.mark.parametrize("setting", ["s3://bucket/a/?region=us-east-1", "runs/a/"])
+def test_a_slash_at_the_end_changes_nothing(setting: str, tmp_path: Path):
+    _, path = Storage.of(setting, tmp_path).below("job").connect()
+    assert path in ("bucket/a/job", str(tmp_path / "runs/a/job"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("s3_keys")
+@pytest.mark.parametrize("endpoint", ["{}&scheme=http", "http://{}"])
+def test_what_is_written_under_any_form_of_an_endpoint_can_be_deleted(
+    s3: S3Server, tmp_path: Path, endpoint: str
+):
+    uri = f"s3://bucket/forms?endpoint_override={endpoint.format(s3.address)}"
+    place = Storage.of(uri, tmp_path).below("job")
+    place.write("checkpoint/x", b"1")
+    assert place.folders() == ["checkpoint"]
+    place.below("checkpoint").clear()
+    assert place.folders() == []
 
 
 def test_keys_are_cut_off_at_the_host():
