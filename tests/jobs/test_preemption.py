@@ -28,6 +28,7 @@ from seatrial.registry import runs
 from seatrial_jobs import ledger, methods
 from seatrial_jobs.batches import Batches, Share
 from seatrial_jobs.checkpoints import checkpoint
+from seatrial_jobs.checkpoints.keeper import Keeper
 from seatrial_jobs.loop import Schedule, Step, optimizer_for, train
 from seatrial_jobs.prepare import prepare
 from seatrial_jobs.storage import Storage
@@ -169,6 +170,18 @@ def test_a_worker_that_is_told_to_go_has_kept_its_step_before(tmp_path: Path) ->
         bench.train()
     assert pickle.loads(pickle.dumps(left.value)).preempted  # noqa: S301
     assert (bench.done, bench.kept()) == (3, [3])
+
+
+@pytest.mark.usefixtures("at_once")
+def test_that_workers_left_in_time_is_told_by_those_that_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr(Keeper, "_tag", lambda _, key, value: told.append((key, value)))
+    with pytest.raises(RayActorError):
+        Bench(tmp_path, Room()).train()
+    assert Bench(tmp_path, Room()).watch.restore() == 3
+    assert told == [("seatrial.preempted_at", "3"), ("seatrial.resumed_at", "3")]
 
 
 @pytest.mark.usefixtures("at_once")

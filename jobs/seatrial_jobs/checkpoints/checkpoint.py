@@ -58,6 +58,8 @@ class State:
     """Held-out loss at this step, if it was measured."""
     guard: dict[str, Any] | None = None
     """What the watch for spikes remembers."""
+    left: str | None = None
+    """The run's tag that tells why all workers went after this step; those that left may not have set it."""
 
 
 @dataclass(frozen=True)

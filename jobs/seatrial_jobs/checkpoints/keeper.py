@@ -74,7 +74,9 @@ class Keeper:
             generators.restore(state.generators[self.share.rank])
         if self.recorder is not None:
             self.recorder.add(runs.Point(**value) for value in state.unlogged)
-            self._tag("seatrial.resumed_at", str(state.step))
+        if state.left is not None:
+            self._tag(state.left, str(state.step))
+        self._tag("seatrial.resumed_at", str(state.step))
         return state
 
     def go_back(self) -> checkpoint.State | None:
@@ -88,11 +90,13 @@ class Keeper:
         *,
         heldout: float | None = None,
         guard: dict[str, Any] | None = None,
+        left: str | None = None,
         wait: bool = False,
     ) -> None:
         """Take a snapshot and write it; with ``wait``, return when it is in storage.
 
-        While storage refuses the checkpoint before this one, training goes on without one.
+        ``heldout``, ``guard`` and ``left`` are kept with it, as :class:`checkpoint.State` has them. While
+        storage refuses the checkpoint before this one, training goes on without one.
 
         Raises:
             HopelessError: on every worker, when the weights of any are not finite.
@@ -105,18 +109,20 @@ class Keeper:
             snapshot = checkpoint.look(self.model, self.optimizer)
             if self.share.rank == 0 or snapshot.sharded:
                 _raise_first([self._ended()])
-                self._writer.start(self._write(snapshot, self._state(step, signs, heldout, guard)))
+                state = self._state(step, signs, heldout=heldout, guard=guard, left=left)
+                self._writer.start(self._write(snapshot, state))
             if wait:
                 self._agree(self._ended())
         self._measure("checkpoint/blocked_s", step, began)
 
-    def _state(
-        self, step: int, signs: list[Sign], heldout: float | None, guard: dict[str, Any] | None
-    ) -> checkpoint.State:
-        pending = self.recorder.pending() if self.recorder is not None else []
-        all_generators = [sign.generators for sign in signs]
+    def _state(self, step: int, signs: list[Sign], **known: Any) -> checkpoint.State:
         return checkpoint.State(
-            step, vars(self.schedule), all_generators, pending, self.tokens_digest, heldout, guard
+            step,
+            vars(self.schedule),
+            generators=[sign.generators for sign in signs],
+            unlogged=self.recorder.pending() if self.recorder is not None else [],
+            tokens_digest=self.tokens_digest,
+            **known,
         )
 
     def _write(self, snapshot: checkpoint.Snapshot, state: checkpoint.State) -> Callable[[], None]:

@@ -49,7 +49,7 @@ def adopt(donor: Storage, name: str, into: Storage, schedule: Schedule) -> str:
 def _redeclare(state: Path, schedule: Schedule) -> float | None:
     """Write the new schedule into a checkpoint's state; the held-out loss at its step."""
     content = json.loads(state.read_text(encoding="utf-8"))
-    content |= {"schedule": vars(schedule), "unlogged": []}
+    content |= {"schedule": vars(schedule), "unlogged": [], "left": None}
     state.write_text(json.dumps(content), encoding="utf-8")
     found = content.get("heldout")
     return None if found is None else float(found)

@@ -119,18 +119,18 @@ class Watch:
         heldout = self.evaluate(step.number) if evaluate else None
         if save and not (call and heldout is None):
             wait = last or call is not None or run.checkpoint == "sync"
-            self._save(step.number, heldout=heldout, wait=wait)
+            self._save(step.number, call, heldout=heldout, wait=wait)
         if call:
             self._leave(call)
         self._since = self._handed_over = self._clock()
 
-    def _save(self, step: int, *, heldout: float | None = None, wait: bool) -> None:
+    def _save(self, step: int, call: Call | None, *, heldout: float | None = None, wait: bool) -> None:
         memory = self.guard.memory() if self.guard is not None else None
-        self.keeper.save(step, heldout=heldout, guard=memory, wait=wait)
+        self.keeper.save(step, heldout=heldout, guard=memory, left=call and call.tag, wait=wait)
 
     def _keep_at_once(self, step: int, call: Call) -> None:
         """Have a checkpoint in storage before anything else."""
-        self._save(step, wait=True)
+        self._save(step, call, wait=True)
         if self.recorder is not None:
             run_id, uri, tags = self.spec.run_id, self.spec.mlflow_uri, {call.tag: str(step)}
             self.recorder.note(call.tag, lambda: runs.set_tags(run_id, tags, uri=uri))
