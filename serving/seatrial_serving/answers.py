@@ -10,7 +10,7 @@ import msgspec
 PROMPT_TOKENS = re.compile(rb'"prompt_tokens": ?(\d+)')
 COMPLETION_TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
 # Quotes inside of texts are escaped, so these match the answer's own fields only.
-REFUSED = re.compile(rb'"finish_reason": ?"content_filter"|"refusal": ?(?!null)')
+REFUSED = re.compile(rb'"finish_reason": ?"content_filter"|"refusal":(?! ?null)')
 EVENT = b"data: "
 # How vLLM tells a streaming client that the engine failed after the answer had begun.
 STREAM_ERROR = b'data: {"error"'
@@ -72,7 +72,7 @@ class Reader:
 
 
 def texts_of(body: bytes) -> tuple[str, ...] | None:
-    """The text of each choice of an answer, or of a stream up to where it breaks off; else None."""
+    """The text and tool calls of each choice of an answer, or of a stream up to where it breaks off."""
     found: dict[int, list[str]] = {}
     events = [body] if not body.startswith(EVENT) else _events(body)
     for event in events:
@@ -80,13 +80,18 @@ def texts_of(body: bytes) -> tuple[str, ...] | None:
             choices = _decode(event)["choices"]
             for choice in choices:
                 part = choice.get("message") or choice.get("delta") or choice
-                found.setdefault(int(choice["index"]), []).append(
-                    str(part.get("text") or part.get("content") or "")
-                )
+                said = str(part.get("text") or part.get("content") or "")
+                found.setdefault(int(choice["index"]), []).append(said + _calls(part))
         except (msgspec.DecodeError, KeyError, TypeError, AttributeError, ValueError):
             if event is body:
                 return None
     return tuple("".join(found[index]) for index in sorted(found))
+
+
+def _calls(part: dict[str, Any]) -> str:
+    """Names and arguments of the tools that are called; their ids are random."""
+    functions = [call.get("function") or {} for call in part.get("tool_calls") or ()]
+    return "".join(f"{each.get('name') or ''}{each.get('arguments') or ''}" for each in functions)
 
 
 def _events(body: bytes) -> list[bytes]:

@@ -63,6 +63,8 @@ def check(body: Body, http: HttpSection, *, chat: bool, model_tokens: int) -> No
         raise HttpError(
             400, f"{name}: not accepted by this endpoint: remove it", param=name, code="unknown_field"
         )
+    if not isinstance(body.get("stream"), bool | None):
+        raise bad("stream", body["stream"], "give true or false")
     n = _whole(body, "n", 1, http.max_n)
     _max_tokens(body, http, chat=chat, model_tokens=model_tokens)
     _logprobs(body, chat=chat)
@@ -84,7 +86,11 @@ def unit_of(body: Body, header: bytes | None) -> str | None:
     """
     name, unit = "user", body.get("user")
     if unit is None and header:
-        name, unit = "X-Seatrial-Unit", header.decode("utf-8", "replace")
+        name = "X-Seatrial-Unit"
+        try:
+            unit = header.decode()
+        except UnicodeDecodeError as error:
+            raise bad(name, header, "give text in UTF-8") from error
     if unit is None or unit == "":
         return None
     if not isinstance(unit, str) or len(unit) > MAX_UNIT_CHARS or NO_TEXT.search(unit):

@@ -96,7 +96,8 @@ class Reply:
             await self._deliver(message)
             self._status, self._error = 499, GONE
         elif body:
-            await (self._deliver_first if self._ttft_s is None else self._deliver)(message)
+            is_first = self._ttft_s is None and not body.startswith(STREAM_ERROR)
+            await (self._deliver_first if is_first else self._deliver)(message)
             self._on_body(body)
         else:
             await self._deliver(message)
@@ -187,7 +188,7 @@ class Reply:
             "status": status,
             "at": self._at,
             "ttft_s": ttft_s,
-            "error": None if error is None else error.replace("\0", ""),
+            "error": None if error is None else _storable(error),
         }
 
     def _outcome(self) -> tuple[int, str | None, float | None]:
@@ -212,3 +213,8 @@ class Reply:
                 headers.append((b"x-seatrial-arm", self._route.arm.encode()))
                 headers.append((b"x-seatrial-trial", self._route.trial.encode()))
         return headers
+
+
+def _storable(text: str) -> str:
+    """Without what no database or no JSON can keep."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode()

@@ -67,7 +67,7 @@ class Sticky:
             if not pairs:
                 return
             for unit, arm in pairs:
-                memory.keep(unit, sys.intern(arm))
+                memory.learn(unit, sys.intern(arm))
 
     def _run(self) -> None:
         wait_s = EVERY_S

@@ -52,6 +52,7 @@ def test_tokens_are_read_from_the_usage() -> None:
         (whole('they wrote "refusal":"x" and "finish_reason":"content_filter"'), False),
         (b'{"choices":[{"index":0,"text":" sorry","finish_reason":"stop"}]}', True),
         (b'{"error": {"message": "no"}}', False),
+        (b'{"choices": [{"index": 0, "message": {"content": "Yes.", "refusal": null}}]}', False),
         (b"null", False),
     ],
 )
@@ -73,3 +74,15 @@ def test_the_texts_of_all_choices_are_kept_up_to_a_size() -> None:
     long = read(whole("x" * MOST_KEPT_BYTES), is_stream=False, keeps=True)
     assert long.texts() is None
     assert texts_of(b"nothing") is None
+
+
+def test_calls_of_tools_belong_to_what_an_answer_says() -> None:
+    def calling(name: str, arguments: str) -> dict[str, Any]:
+        return {"tool_calls": [{"index": 0, "id": "any", "function": {"name": name, "arguments": arguments}}]}
+
+    first, other = (whole(None, message=calling("look_up", text)) for text in ('{"a": 1}', '{"a": 2}'))
+    assert texts_of(first) == ('look_up{"a": 1}',)
+    assert texts_of(first) != texts_of(other)
+    parts = [{"delta": calling("look_up", '{"a"')}, {"delta": calling("", ": 1}")}]
+    events = [json.dumps({"choices": [{"index": 0, **part}]}).encode() for part in parts]
+    assert texts_of(b"".join(b"data: " + each + b"\n\n" for each in events)) == texts_of(first)

@@ -174,17 +174,25 @@ async def test_an_answer_with_an_error_status_is_never_an_exposure() -> None:
 
 async def test_what_a_database_cannot_keep_is_taken_out_of_an_error() -> None:
     async def broken(scope: Scope, receive: Receive, send: Send) -> None:
-        raise RuntimeError("a\0b")
+        raise RuntimeError("a\0b\udc80")
 
     app, shelf, _ = service(broken)
-    await ask(app)
-    assert shelf.rows[0]["error"] == "RuntimeError: ab"
+    assert (await ask(app)).status_code == 500
+    assert shelf.rows[0]["error"] == "RuntimeError: ab?"
 
 
 async def test_an_error_in_the_middle_of_a_stream_is_a_failure() -> None:
     app, shelf, _ = service(streaming(b"data: a\n\n", b'data: {"error": {"message": "boom"}}\n\n'))
     await ask(app, stream=True)
     assert shelf.rows[0]["status"] == 500
+    assert "boom" in shelf.rows[0]["error"]
+
+
+async def test_a_stream_that_begins_with_an_error_has_no_first_token() -> None:
+    app, shelf, _ = service(streaming(b'data: {"error": {"message": "boom"}}\n\n'))
+    await ask(app, stream=True)
+    assert shelf.open == [], "were the process killed now, it would be taken for an exposure"
+    assert (shelf.rows[0]["status"], shelf.rows[0]["ttft_s"]) == (500, None)
     assert "boom" in shelf.rows[0]["error"]
 
 

@@ -48,6 +48,8 @@ def test_fields_of_openai_without_a_meaning_here_are_taken_out() -> None:
         ({"request_id": "mine"}, "request_id"),
         ({"priority": -5}, "priority"),
         ({"kv_transfer_params": {}}, "kv_transfer_params"),
+        ({"stream": "false"}, "stream"),
+        ({"stream": 1}, "stream"),
         ({"n": 3}, "n"),
         ({"n": True}, "n"),
         ({"n": "2"}, "n"),
@@ -157,6 +159,8 @@ def test_the_unit_is_the_user_then_the_header_then_nobody() -> None:
         with pytest.raises(HttpError) as refused:
             unit_of({"user": wrong}, None)
         assert (refused.value.status, refused.value.param) == (400, "user")
-    with pytest.raises(HttpError) as refused:
-        unit_of({}, b"a\x01b")
-    assert refused.value.param == "X-Seatrial-Unit"
+    assert unit_of({}, "Zoë".encode()) == "Zoë"
+    for unread in (b"a\x01b", "Zoë".encode("latin-1")):
+        with pytest.raises(HttpError) as refused:
+            unit_of({}, unread)
+        assert (refused.value.status, refused.value.param) == (400, "X-Seatrial-Unit")

@@ -59,6 +59,18 @@ async def test_the_units_of_the_store_and_the_replicas_own_stay() -> None:
     assert len(live.sticky.arms) == 6, "requests without a unit are not kept"
 
 
+async def test_what_the_store_says_of_a_unit_takes_the_place_of_what_the_hash_said_before() -> None:
+    app, _, live = service()
+    live.table = reweighted(0.1)
+    store = Pages()
+    sticky = Sticky(live, lambda: store)
+    sticky.refresh()
+    await ask(app, user="early")
+    store.pairs.append(("early", other_arm("early")))
+    sticky.refresh()
+    assert (await ask(app, user="early")).headers["x-seatrial-arm"] == other_arm("early")
+
+
 async def test_another_trial_starts_without_memories() -> None:
     app, _, live = service()
     live.table = reweighted(0.1)
@@ -84,6 +96,9 @@ def test_memory_is_bounded_and_the_first_arm_stays(monkeypatch: pytest.MonkeyPat
         memory.keep(f"u{index}", "champion")
     memory.keep("u1", "challenger")
     assert memory.arms == {f"u{index}": "champion" for index in range(3)}
+    memory.learn("u9", "challenger")
+    memory.learn("u2", "challenger")
+    assert memory.arms == {"u0": "champion", "u1": "champion", "u2": "challenger"}
 
 
 def test_the_real_store_can_be_read(tmp_path: Path) -> None:
