@@ -189,6 +189,10 @@ def test_a_trial_is_opened_decided_and_closed_once(store):
     store.decide(Decision("svc-1", "svc-1", "svc", "roll_back", "worse", "me", evidence, judgement, 30.0))
     assert store.decision("svc-1").to_json() == decision.to_json()
     assert store.decision("svc-2") is None
+    late = replace(made, table=replace(made.table, coverage=0.5))
+    store.change_trial(late, Look("svc-1", 9, 20.0, {}, judgement))  # by a controller that no longer leads
+    assert store.latest_trial("svc").table == made.table  # as it was judged
+    assert store.looks("svc-1") == []
     store.close_trial(decision)
     closed = store.latest_trial("svc")
     assert (closed.state, closed.verdict, closed.closed_at) == ("closed", "promote", 20.0)

@@ -138,10 +138,9 @@ class Store(JobStore, EvidenceStore):
             trials.open_trial(connection, trial)
 
     def change_trial(self, trial: Trial, look: Look | None = None) -> None:
-        """Replace the table of an open trial, when it was ramped and what it dropped; keep the look."""
+        """Replace the table of an undecided trial, when it was ramped and what it dropped; keep the look."""
         with writing(self.engine) as connection:
-            trials.change_trial(connection, trial)
-            if look is not None:
+            if trials.change_trial(connection, trial) and look is not None:
                 trials.add_look(connection, look)
 
     def ask_stop(self, trial_id: str, stop: Stop) -> bool:

@@ -47,15 +47,21 @@ def _running(connection: Connection, service: str) -> dict[str, Namespace]:
     return running({other: TrialTable.from_json(json.loads(table)) for other, table in rows})
 
 
-def change_trial(connection: Connection, trial: Trial) -> None:
-    """Give an open trial the table of ``trial``, and what goes with it."""
+def change_trial(connection: Connection, trial: Trial) -> bool:
+    """Give a trial that nobody has decided the table of ``trial``, and what goes with it; whether it was so.
+
+    A decided one keeps the table that it was judged by, whatever a controller that lost its lease still does.
+    """
+    _stop_of(connection, trial.id)
+    if read_decision(connection, trial.id) is not None:
+        return False
     values = {
         "table": json.dumps(trial.table.to_json()),
         "ramped_at": trial.ramped_at,
         "dropped": json.dumps(dict(trial.dropped)),
     }
     is_open = (trials.c.id == trial.id, trials.c.state != "closed")
-    connection.execute(update(trials).where(*is_open).values(values))
+    return connection.execute(update(trials).where(*is_open).values(values)).rowcount > 0
 
 
 def ask_stop(connection: Connection, trial_id: str, stop: Stop) -> bool:
