@@ -184,3 +184,14 @@ def test_the_token_of_the_environment_wins_as_it_does_for_ray(
     run("status")
     assert answers.headers["Authorization"] == "Bearer of-the-environment"
     assert "unset RAY_AUTH_TOKEN" in run("env")[1], "so that the file is used"
+
+
+def test_a_guardrail_that_says_nothing_is_not_called_kept(answers: Any, run: Run) -> None:
+    rail = {"name": "cost", "value": 2.0, "limit": 1.1, "p": None, "breached": False}
+    arm = {**TRIAL["arms"][0], "guardrails": [{**rail, "silent": "every value is the same"}]}
+    answers.of["/api/trials/helper-1"] = (200, {**TRIAL, "arms": [arm]})
+    code, said = run("trial", "report", "helper-1")
+    line = next(each for each in said.splitlines() if each.startswith("cost"))
+    assert code == 0
+    assert line.endswith("every value is the same")
+    assert "kept" not in line

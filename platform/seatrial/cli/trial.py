@@ -199,4 +199,5 @@ def _arms(trial: Mapping[str, Any]) -> None:
 
 def _rail(rail: Mapping[str, Any]) -> tuple[str, ...]:
     shown = ("-" if rail[name] is None else f"{rail[name]:.4g}" for name in ("value", "limit", "p"))
-    return (str(rail["name"]), *shown, "broken" if rail["breached"] else "kept")
+    state = "broken" if rail["breached"] else rail.get("silent") or "kept"
+    return (str(rail["name"]), *shown, state)

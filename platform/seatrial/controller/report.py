@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from seatrial.controller.loop import Report
 from seatrial.experiments.evidence import ArmEvidence, Evidence, finite
 from seatrial.experiments.forecast import units_to_decide
+from seatrial.experiments.guardrails import why_silent
 from seatrial.experiments.policy import GroupSequential, Thompson, TrialPolicy
 from seatrial.experiments.ramp import coverages
 from seatrial.experiments.sequential import Comparison
@@ -62,7 +64,7 @@ def report(trial: Trial, decision: Decision | None, seen: Evidence | None, now: 
         "ramp": _ramp(trial),
         "expected": None if decision is not None else _expected(trial, evidence, judgement, now),
         **_totals(evidence, judgement),
-        "arms": [_arm(arm, trial, judgement) for arm in evidence.arms],
+        "arms": [_arm(arm, trial, judgement, evidence) for arm in evidence.arms],
     }
     found: dict[str, Any] = finite(body)
     return found
@@ -91,11 +93,12 @@ def _estimates(difference: Comparison, lift: Comparison) -> dict[str, Any]:
     }
 
 
-def _arm(arm: ArmEvidence, trial: Trial, judgement: Judgement) -> dict[str, Any]:
+def _arm(arm: ArmEvidence, trial: Trial, judgement: Judgement, evidence: Evidence) -> dict[str, Any]:
     weights = {each.name: each.weight for each in trial.table.arms}
     about: dict[str, Any] = {}
     found = judgements(trial, judgement).get(arm.name)
     if found is not None:
+        rules = {each.name: each for each in TrialPolicy.from_json(trial.policy).guardrails}
         about = {
             **_estimates(found.difference, found.lift),
             "failures_p": found.failures_p,
@@ -107,6 +110,9 @@ def _arm(arm: ArmEvidence, trial: Trial, judgement: Judgement) -> dict[str, Any]
                     "limit": each.limit,
                     "p": each.p,
                     "breached": each.breached,
+                    "silent": why_silent(rules[each.name], evidence.arm(CHAMPION), arm)
+                    if math.isnan(each.p) and each.name in rules
+                    else None,
                 }
                 for each in found.guardrails
             ],

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from seatrial.experiments.evidence import ArmEvidence
+from seatrial.experiments import unvarying
+from seatrial.experiments.evidence import ArmEvidence, Moments
 from seatrial.experiments.judgement import GuardrailResult
 from seatrial.experiments.metrics import is_binary
 from seatrial.experiments.policy import GuardrailPolicy, TrialPolicy
@@ -20,6 +21,10 @@ from seatrial.experiments.shares import share_above_p
 # Units with a value that an arm must have before a mean speaks.
 FEWEST_VALUES = 20
 ERRORS = "max_error_share"
+# Relative difference of two means of equal values that adding and dividing may leave.
+ROUNDING = 1e-12
+TOO_FEW = "too few values to speak"
+SAME = "every value so far is the same, which says nothing of how they vary"
 
 
 def errors(policy: TrialPolicy, b: ArmEvidence) -> GuardrailResult:
@@ -73,7 +78,7 @@ def _mean(
 ) -> tuple[float, float, float]:
     sign = -1 if guardrail.metric.higher_is_better else 1
     if guardrail.limit is not None:
-        limit, p = guardrail.limit, _over_limit_p(guardrail, theirs, tuning_n)
+        limit, p = guardrail.limit, _over_limit_p(guardrail, ours, theirs, tuning_n)
         return theirs.mean, limit, p
     # Worse by the margin of the champion's size: whatever the sign of its mean.
     allowed = 1 + sign * (guardrail.margin or 0.0) * math.copysign(1, ours.mean or 1.0)
@@ -83,12 +88,15 @@ def _mean(
     scaled = ArmStats(ours.n, allowed * ours.total, allowed**2 * ours.total_squares)
     proportion = is_binary(guardrail.metric, ours, theirs) and allowed == 1
     estimate, variance = estimate_and_variance(scaled, theirs, proportion=proportion, prior_units=PRIOR_UNITS)
+    if variance == 0:
+        # Two arms without any spread and without any difference break nothing.
+        is_kept = sign * estimate <= ROUNDING * abs(limit)
+        return theirs.mean, limit, 1.0 if is_kept else unvarying.beyond_p(guardrail, ours, theirs)
     p = above_zero_p(sign * estimate, variance, ours.n + theirs.n, alpha=guardrail.alpha, tuning_n=tuning_n)
-    # Two arms without any spread and without any difference break nothing.
-    return theirs.mean, limit, 1.0 if variance == 0 and sign * estimate <= 0 else p
+    return theirs.mean, limit, p
 
 
-def _over_limit_p(guardrail: GuardrailPolicy, theirs: ArmStats, tuning_n: float) -> float:
+def _over_limit_p(guardrail: GuardrailPolicy, ours: ArmStats, theirs: ArmStats, tuning_n: float) -> float:
     """Exact for what lies between 0 and 1, by the sequence otherwise."""
     limit = guardrail.limit or 0.0
     if theirs.n == 0 or not (math.isfinite(theirs.total) and math.isfinite(theirs.total_squares)):
@@ -101,9 +109,31 @@ def _over_limit_p(guardrail: GuardrailPolicy, theirs: ArmStats, tuning_n: float)
         return share_above_p(total, theirs.n, limit)
     if theirs.n < FEWEST_VALUES:
         return math.nan
-    sign = -1 if is_higher_better else 1
-    variance = theirs.variance(proportion=False) / theirs.n
-    estimate = sign * (theirs.mean - limit)
-    if variance == 0:
-        return 1.0 if estimate <= 0 else math.nan
-    return above_zero_p(estimate, variance, theirs.n, alpha=guardrail.alpha, tuning_n=tuning_n)
+    estimate = (theirs.mean - limit) * (-1 if is_higher_better else 1)
+    # Rare large values that were not seen make the mean and its spread too small together, and the sequence
+    # then errs many times as often as alpha. The champion's values vary as the challenger's may.
+    spread = max(theirs.variance(proportion=False), _known(ours.variance(proportion=False)))
+    if spread == 0:
+        return 1.0 if estimate <= 0 else unvarying.beyond_p(guardrail, ours, theirs)
+    return above_zero_p(estimate, spread / theirs.n, theirs.n, alpha=guardrail.alpha, tuning_n=tuning_n)
+
+
+def _known(variance: float) -> float:
+    return variance if math.isfinite(variance) else 0.0
+
+
+def why_silent(guardrail: GuardrailPolicy, a: ArmEvidence, b: ArmEvidence) -> str:
+    """Why the guardrail has no p-value yet, ``a`` being the champion; told to a person."""
+    needed = (b,) if guardrail.limit is not None else (a, b)
+    metric = guardrail.metric
+    if metric.type == "quantile":
+        counts = [sum(arm.histograms.get(metric.name, {}).values()) for arm in needed]
+        return TOO_FEW if min(counts) < FEWEST_VALUES else "no limit from these values"
+    found = [arm.metrics.get(metric.name, Moments(0, 0.0, 0.0)) for arm in needed]
+    if min(each.n for each in found) < FEWEST_VALUES:
+        return TOO_FEW
+    if not all(math.isfinite(each.x) and math.isfinite(each.xx) for each in found):
+        return "a value is not a finite number"
+    if metric.type == "ratio" and any(each.y == 0 for each in found):
+        return f"{metric.denominator} adds up to zero"
+    return SAME

@@ -11,6 +11,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+# What rounding alone may leave of the difference of two equal sums, relative to them.
+ROUNDING = 2.0**-50
+
 
 @dataclass(frozen=True)
 class ArmStats:
@@ -37,7 +40,8 @@ class ArmStats:
             return rate * (1 - rate)
         if self.n < 2:
             return math.nan
-        return max(0.0, (self.total_squares - self.total**2 / self.n) / (self.n - 1))
+        spread = self.total_squares - self.total**2 / self.n
+        return spread / (self.n - 1) if spread > ROUNDING * self.total_squares else 0.0
 
 
 @dataclass(frozen=True)

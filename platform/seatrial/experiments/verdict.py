@@ -17,7 +17,7 @@ from functools import cached_property
 
 from seatrial.experiments import bandit, group_sequential
 from seatrial.experiments.evidence import ArmEvidence, Evidence
-from seatrial.experiments.guardrails import ERRORS, FEWEST_VALUES, errors, watch
+from seatrial.experiments.guardrails import ERRORS, FEWEST_VALUES, errors, watch, why_silent
 from seatrial.experiments.judgement import ArmJudgement, Judgement, VerdictName
 from seatrial.experiments.metrics import compare_metric, is_binary, stats_by_arm
 from seatrial.experiments.policy import BUILT_IN, GroupSequential, Thompson, TrialPolicy
@@ -267,8 +267,12 @@ class _Look:
         if silent and policy.metric.name not in BUILT_IN:
             # Silence may mean zero, as with complaints, or that outcomes are lost: it does not promote.
             return f"no outcome {policy.metric.name} in the {silent} arm"
-        mute = next((each for each in found.guardrails if math.isnan(each.p)), None)
-        return None if mute is None else f"guardrail {mute.name}: too few values to speak"
+        mute = {each.name for each in found.guardrails if math.isnan(each.p)}
+        silent_rail = next((each for each in policy.guardrails if each.name in mute), None)
+        if silent_rail is None:
+            return None
+        a, b = evidence.arm(self.control), evidence.arm(name)
+        return f"guardrail {silent_rail.name}: {why_silent(silent_rail, a, b)}"
 
     def _side(self, found: ArmJudgement) -> int:
         """1 when the challenger is shown to be better, -1 worse, 0 neither."""

@@ -175,7 +175,7 @@ def _guardrails(axes: Axes, rails: Sequence[tuple[str, GuardrailResult]]) -> Non
 
 def _line(arm: str, rail: GuardrailResult) -> tuple[str, ...]:
     shown = ("-" if math.isnan(value) else f"{value:.4g}" for value in (rail.value, rail.limit, rail.p))
-    state = "broken" if rail.breached else "too few values" if math.isnan(rail.p) else "kept"
+    state = "broken" if rail.breached else "says nothing yet" if math.isnan(rail.p) else "kept"
     return (arm, rail.name, *shown, state)
 
 
