@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from seatrial.cli import main as cli
 from seatrial.store import Store
 from seatrial.store.job import Attempt, Cause, Job, Need, Spec
+from tests.tiny import make_base
 
 KILLED = Cause("killed", "its driver was killed", "it resumes: seatrial jobs retry lora-1", True)
 
@@ -107,10 +109,15 @@ def test_one_job_is_shown_with_its_cause_its_next_command_and_what_it_used(
         (["submit", "--env", "X", "--", "true"], "--env: X: give NAME=VALUE"),
         (["submit", "--name", "a/b", "--", "true"], "--name: 'a/b': give up to 63 of a-z, 0-9 and -"),
         (["submit", "--team", "A team", "--", "true"], "--team: 'A team': give up to 63 of a-z, 0-9 and -"),
-        (["submit", "--time-limit", "inf", "--", "true"], "Invalid value for '--time-limit': inf: give a"),
+        (["submit", "--time-limit", "inf", "--", "true"], "Invalid value for '--time-limit': Input should"),
         (["submit", "--gpus", "inf", "--", "true"], "Invalid value for '--gpus': inf: give a finite"),
         (["submit", "--after", "none", "--", "true"], "--after: none: no such job: see `seatrial jobs list`"),
         (["submit", "--cron", "0 3 * *", "--", "true"], "--cron: 0 3 * *: give five fields"),
+        (["submit", "--cron", "0," * 99 + "0 * * * *", "--", "true"], "--cron: 0,0,"),
+        (["submit", "--time-limit", "1e306", "--", "true"], "Invalid value for '--time-limit': "),
+        (["submit", "--", ""], "COMMAND: '': give a program first"),
+        (["submit", "--", "python", "-m", "seatrial_jobs.tune", "none.yaml"], "none.yaml: cannot be read"),
+        (["list", "--limit", "99999999999999999999"], "Invalid value for '--limit': "),
     ],
 )
 def test_what_cannot_be_done_is_one_line(
@@ -123,6 +130,86 @@ def test_what_cannot_be_done_is_one_line(
     assert code == 2
     assert err.startswith(said)
     assert len(err.splitlines()) == 1
+
+
+@pytest.fixture
+def folder(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A search with its data and base, in the folder that jobs are submitted from."""
+    made = tmp_path / "work"
+    made.mkdir()
+    make_base(made / "base", ["alpha beta gamma"] * 50)
+    rows = [{"prompt": f"Join alpha, {n}", "response": "alpha beta"} for n in range(40)]
+    (made / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rates = {"run.learning_rate": {"type": "log_uniform", "low": 1e-4, "high": 1e-2}}
+    scheduler = {"type": "pbt", "interval_steps": 10}
+    recipe = {
+        "name": "find-rate",
+        "service": "chat",
+        "data": {"train": "pairs.jsonl"},
+        "model": {"base": "./base"},
+        "method": {"type": "lora"},
+        "run": {"steps": 20, "seq_tokens": 64, "batch_rows": 8},
+        "resources": {"workers": 2, "device": "cpu", "cpus_per_worker": 0.5},
+        "search": {"space": rates, "trials": 3, "scheduler": scheduler},
+    }
+    (made / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.chdir(made)
+    return made
+
+
+SEARCH = ("--", "python", "-m", "seatrial_jobs.tune", "recipe.yaml")
+
+
+def test_a_search_that_is_submitted_as_a_command_asks_for_what_its_recipe_says_and_is_known_again(
+    store: Store, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "submit", "--detach", "--no-upload", *SEARCH)[1].startswith("queued     find-rate-")
+    (job,) = store.latest_jobs()
+    assert (job.need.workers, job.need.cpus, job.need.gpus) == (6, 0.5, 0.0), (
+        "a population of three, two each"
+    )
+    assert job.spec.recipe == "recipe.yaml"
+    assert "attached   find-rate-" in run(capsys, "submit", "--detach", "--no-upload", *SEARCH)[1]
+    (folder / "pairs.jsonl").write_text((folder / "pairs.jsonl").read_text().replace("gamma", "beta") * 2)
+    by_hand = ("--workers", "1", "--cpus", "2", "--name", "mine")
+    out = run(capsys, "submit", "--detach", "--no-upload", *by_hand, *SEARCH, "--force")[1]
+    newest = store.jobs_like("mine-")[0]
+    assert out.startswith(f"queued     {newest.id}\n"), "its data are others"
+    assert newest.digest != job.digest
+    assert (newest.need.workers, newest.need.cpus) == (1, 2.0)
+    assert newest.spec.entrypoint.endswith("recipe.yaml --force")
+    assert not newest.spec.retry_entrypoint.endswith("--force"), "a retry goes on"
+
+
+def test_a_search_that_travels_asks_for_what_its_recipe_says_wherever_its_data_are(
+    store: Store, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "pairs.jsonl").unlink()
+    assert run(capsys, "submit", "--detach", "--upload", *SEARCH)[1].startswith("queued     find-rate-")
+    (job,) = store.latest_jobs()
+    assert (job.need.workers, job.spec.entrypoint) == (6, "python -m seatrial_jobs.tune recipe.yaml")
+    elsewhere = ("--", "python", "-m", "seatrial_jobs.tune", "/shared/recipe.yaml")
+    assert run(capsys, "submit", "--detach", "--upload", *elsewhere)[1].startswith("queued     job-")
+
+
+def test_a_changed_script_is_other_work(
+    store: Store, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("submit", "--detach", "--no-upload", "--", "python", "x.py", "--out=y")
+    (folder / "x.py").write_text("print(1)")
+    assert run(capsys, *command)[1].startswith("queued ")
+    assert run(capsys, *command)[1].startswith("attached ")
+    (folder / "x.py").write_text("print(2)")
+    assert run(capsys, *command)[1].startswith("queued ")
+
+
+def test_a_team_that_is_not_the_operators_is_refused_at_once(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "jobs.yaml").write_text("teams: {support: {}, research: {}}")
+    code, _, err = run(capsys, "submit", "--detach", "--team", "sales", "--", "true")
+    assert (code, err) == (2, "--team: sales: not in jobs.yaml: give one of research, support\n")
+    assert store.latest_jobs() == []
 
 
 def test_stopping_and_retrying_are_kept_until_a_controller_answers(

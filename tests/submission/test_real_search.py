@@ -85,7 +85,7 @@ def test_a_job_whose_driver_goes_with_its_node_is_tried_again(stack: Stack) -> N
     assert attempts(stack, job_id)[0]["cause"], "the first one says why it ended"
 
 
-def test_a_search_goes_through_the_queue_in_a_folder_that_travels(stack: Stack) -> None:
+def test_a_search_as_a_plain_command_goes_through_the_queue_in_a_folder_that_travels(stack: Stack) -> None:
     folder = stack.folder / "code"
     folder.mkdir()
     write_recipe(folder, 20)
@@ -95,7 +95,8 @@ def test_a_search_goes_through_the_queue_in_a_folder_that_travels(stack: Stack) 
     rates = {"type": "choice", "values": [1e-2, 1e-6]}
     recipe["search"] = {"space": {"run.learning_rate": rates}, "algorithm": {"type": "grid"}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    done = stack.run("train", "recipe.yaml", "--upload", below="code")
+    command = ("--", "python", "-m", "seatrial_jobs.tune", "recipe.yaml")
+    done = stack.run("jobs", "submit", "--upload", *command, below="code")
     assert done.returncode == 0, done.stdout + done.stderr
 
     (job_id,) = (line.split()[1] for line in done.stdout.splitlines() if line.startswith("queued "))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shlex
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -21,16 +23,19 @@ from seatrial.errors import RetryableError, UserError
 from seatrial.monitoring.logs import plain
 from seatrial.store.job import ENDED, Attempt, Job, Need, ray_id
 from seatrial.submission import ask, controller, watch
+from seatrial.submission import plan as planning
 from seatrial.submission.accounting import gpu_hours
 from seatrial.submission.events import Lines, parse
 from seatrial.submission.follow import broken
 from seatrial.submission.order import shown
 from seatrial.submission.plan import duration
+from seatrial.submission.recipes import RecipeCommand, in_command
 from seatrial.submission.screening import redact
 from seatrial.submission.submit import connect
 
 STOP_TIMEOUT_S = 60.0
 COLUMNS = ("job", "state", "team", "prio", "try", "age", "ran", "what")
+OF_RECIPE = "1, or as the recipe says"
 NARROW = 120  # columns of a terminal in which the last cell would be a ribbon
 
 app = typer.Typer(
@@ -47,7 +52,7 @@ JobArgument = Annotated[
 @app.command("list")
 def list_jobs(
     team: Annotated[str | None, typer.Option(help="Only this team's.", show_default=False)] = None,
-    limit: Annotated[int, typer.Option(min=0, help="Ended jobs that are shown.")] = 20,
+    limit: Annotated[int, typer.Option(min=0, max=100_000, help="Ended jobs that are shown.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> None:
     """Show what waits, what runs, and what has ended lately; the newest first."""
@@ -168,10 +173,23 @@ def submit(
     command: Annotated[
         list[str], typer.Argument(metavar="-- COMMAND…", help="What to run.", show_default=False)
     ],
-    name: Annotated[str, typer.Option(help="Begins the job's id.")] = "job",
-    workers: Annotated[int, typer.Option(min=1, help="Processes that it starts, for its need of room.")] = 1,
-    cpus: Annotated[float, typer.Option(min=0, callback=queueing.finite, help="Logical CPUs of each.")] = 1.0,
-    gpus: Annotated[float, typer.Option(min=0, callback=queueing.finite, help="GPUs of each.")] = 0.0,
+    name: Annotated[
+        str | None, typer.Option(help="Begins the job's id.", show_default="job, or the recipe's name")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that it starts, for its need of room.", show_default=OF_RECIPE),
+    ] = None,
+    cpus: Annotated[
+        float | None,
+        typer.Option(min=0, callback=queueing.finite, help="Logical CPUs of each.", show_default=OF_RECIPE),
+    ] = None,
+    gpus: Annotated[
+        float | None,
+        typer.Option(
+            min=0, callback=queueing.finite, help="GPUs of each.", show_default="0, or as the recipe says"
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Submit another one of the same.")] = False,
     detach: queueing.DetachOption = False,
     team: queueing.TeamOption = None,
@@ -183,10 +201,17 @@ def submit(
     env: queueing.EnvOption = None,
     upload: queueing.UploadOption = None,
 ) -> None:
-    """Put any command into the queue, such as an evaluation after a training job."""
+    """Put any command into the queue, such as an evaluation after a training job.
+
+    `python -m seatrial_jobs.train RECIPE`, and so for searches and bases, asks for what the recipe says, as
+    `seatrial train RECIPE` does.
+    """
     found, folder, now = addresses(), Path.cwd(), time.time()
+    config = read_jobs_config(found.home)
+    if not command[0].strip():
+        raise UserError(f"COMMAND: {shlex.join(command)}: give a program first, such as `-- python x.py`")
     wishes = queueing.wishes_of(
-        queueing.team_of(team),
+        queueing.team_of(team, config),
         priority=priority,
         after=after,
         retries=retries,
@@ -194,11 +219,38 @@ def submit(
         cron=cron,
         env=env,
     )
+    travels = queueing.travels(found, upload)
+    known = in_command(command, travels=travels)
+    digests = None if known is None else _digests(known, config, travels=travels)
     package = queueing.packed(folder, found, upload)
-    need = Need(workers, cpus, gpus)
     digest = package.digest if package else None
-    wanted = ask.of_command(name, command, need, wishes, folder=folder, package=digest, now=now)
+    if known is None or digests is None:
+        need = _need(Need(), workers, cpus, gpus)
+        wanted = ask.of_command(name or "job", command, need, wishes, folder=folder, package=digest, now=now)
+    else:
+        force = force or known.force
+        wanted = ask.of_recipe(
+            known.recipe, known.module, known.file, digests, wishes,
+            folder=folder, package=digest, force=force, now=now, name=name,
+        )  # fmt: skip
+        wanted = replace(wanted, need=_need(wanted.need, workers, cpus, gpus))
     queueing.send(found, wanted, package, force=force, detach=detach)
+
+
+def _digests(known: RecipeCommand, config: JobsConfig, *, travels: bool) -> Mapping[str, str]:
+    """What tells a recipe's work from another's; where the folder travels, its data may not be here."""
+    if travels:
+        return {"config": hashlib.sha256(known.recipe.model_dump_json().encode()).hexdigest()}
+    return planning.digests(planning.make_plan(known.file, gpu_tflops=config.gpu_tflops))
+
+
+def _need(need: Need, workers: int | None, cpus: float | None, gpus: float | None) -> Need:
+    """The need with what is given by hand in its place."""
+    if workers is not None:
+        need = replace(need, workers=workers, most=None)
+    if cpus is not None:
+        need = replace(need, cpus=cpus)
+    return need if gpus is None else replace(need, gpus=gpus, is_auto=False)
 
 
 def _print_log(attempt: str) -> None:

@@ -15,7 +15,7 @@ import typer
 from seatrial.cli.output import is_terminal, say
 from seatrial.cli.progress import PlainFollower, TerminalFollower
 from seatrial.config.addresses import Addresses
-from seatrial.config.jobs import DEFAULT_TEAM, TEAM_VARIABLE
+from seatrial.config.jobs import DEFAULT_TEAM, TEAM_VARIABLE, JobsConfig
 from seatrial.errors import UserError
 from seatrial.store import Store
 from seatrial.store.job import Job
@@ -53,7 +53,9 @@ RetriesOption = Annotated[
 ]
 TimeLimitOption = Annotated[
     float | None,
-    typer.Option(min=0.001, callback=finite, help="Hours after which it is stopped.", show_default=False),
+    typer.Option(
+        min=0.001, max=100_000, callback=finite, help="Hours after which it is stopped.", show_default=False
+    ),
 ]
 CronOption = Annotated[
     str | None,
@@ -127,9 +129,16 @@ def travels(found: Addresses, upload: bool | None) -> bool:
     return (not is_same_machine(found)) if upload is None else upload
 
 
-def team_of(given: str | None) -> str:
-    """The team that submits."""
-    return given or os.environ.get(TEAM_VARIABLE) or DEFAULT_TEAM
+def team_of(given: str | None, config: JobsConfig) -> str:
+    """The team that submits.
+
+    Raises:
+        UserError: the operator's file names teams, and not this one.
+    """
+    team = given or os.environ.get(TEAM_VARIABLE) or DEFAULT_TEAM
+    if config.teams and team not in config.teams:
+        raise UserError(f"--team: {team}: not in jobs.yaml: give one of {', '.join(sorted(config.teams))}")
+    return team
 
 
 def pairs_of(given: list[str] | None) -> dict[str, str]:

@@ -22,6 +22,8 @@ from seatrial.submission.cron import Cron
 from seatrial.submission.submit import entrypoint_of
 
 DIGITS = 10
+LARGEST_SCRIPT = 2**20
+"""Bytes of a script: larger files are programs and data."""
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -57,8 +59,10 @@ def of_recipe(
     package: str | None,
     force: bool,
     now: float,
+    name: str | None = None,
 ) -> Job:
-    """The job that runs a recipe; ``digests`` are the plan's, of code, configuration and data.
+    """The job that runs a recipe; ``digests`` are the plan's, of code, configuration and data. It is called
+    ``name`` where that is given.
 
     Raises:
         UserError: a recipe outside of the folder that travels, or something that looks like a secret.
@@ -80,7 +84,7 @@ def of_recipe(
     )
     spec = Spec(commands[0], commands[1], dict(wishes.env), metadata, package, str(file))
     work = [module, dict(digests), package, dict(wishes.env)]
-    return _job(recipe.name, work, spec, need, wishes, now)
+    return _job(name or recipe.name, work, spec, need, wishes, now)
 
 
 def of_command(
@@ -105,7 +109,20 @@ def of_command(
     metadata = {"seatrial.job": name, "seatrial.team": wishes.team}
     screening.require_none(entrypoint, wishes.env, metadata)
     spec = Spec(entrypoint, entrypoint, dict(wishes.env), metadata, package)
-    return _job(name, [entrypoint, package, dict(wishes.env)], spec, need, wishes, now)
+    script = "" if package is not None else _script(command, folder)
+    return _job(name, [entrypoint, package, dict(wishes.env), script], spec, need, wishes, now)
+
+
+def _script(command: Sequence[str], folder: Path) -> str:
+    """Digest of the first file that a command names, which is its script: a changed one is other work."""
+    for word in command:
+        path = folder / word
+        try:
+            if path.is_file() and path.stat().st_size <= LARGEST_SCRIPT:
+                return hashlib.sha256(path.read_bytes()).hexdigest()
+        except (OSError, ValueError):  # a word that can be no path, or a file that is not ours to read
+            continue
+    return ""
 
 
 def place(store: Store, wanted: Job, *, force: bool) -> Placed:

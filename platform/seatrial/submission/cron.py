@@ -30,6 +30,7 @@ NICKNAMES = {
     "@yearly": "0 0 1 1 *",
 }
 PART = re.compile(r"^(\*|\w+)(?:-(\w+))?(?:/(\d+))?$")
+LONGEST_CHARS = 128  # as the store keeps
 LONGEST_DAYS = 366 * 9  # 29 February comes after 8 years when a century is left out
 
 
@@ -55,6 +56,10 @@ class Cron:
             UserError: naming the field, or a day that never comes.
         """
         words = NICKNAMES.get(text.strip().lower(), text).split()
+        if len(text) > LONGEST_CHARS:
+            raise UserError(
+                f"--cron: {text[:40]}…: give at most {LONGEST_CHARS} characters: ranges and steps"
+            )
         if len(words) != len(FIELDS):
             raise UserError(f"--cron: {text}: give five fields (minute hour day month weekday), or @daily")
         found = [_values(text, name, word) for name, word in zip(FIELDS, words, strict=True)]

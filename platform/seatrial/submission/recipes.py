@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -17,6 +20,12 @@ from seatrial.errors import UserError
 TRAIN_MODULE = "seatrial_jobs.train"
 PRETRAIN_MODULE = "seatrial_jobs.pretrain"
 TUNE_MODULE = "seatrial_jobs.tune"
+MODULES: dict[str, type[TrainRecipe | PretrainRecipe]] = {
+    TRAIN_MODULE: TrainRecipe,
+    PRETRAIN_MODULE: PretrainRecipe,
+    TUNE_MODULE: TuneRecipe,
+}
+PYTHONS = ("python", "python3", sys.executable)
 
 # A key of the top level → the kind of file that has it; the first one decides.
 SIGNS: dict[str, type[Section]] = {
@@ -81,3 +90,31 @@ def load_recipe(path: Path) -> tuple[TrainRecipe | PretrainRecipe, str]:
     if kind is ServiceConfig:
         raise UserError(f"{path}: a service file, not a recipe: `seatrial deploy {path}`")
     return load(path, TrainRecipe), TRAIN_MODULE
+
+
+@dataclass(frozen=True)
+class RecipeCommand:
+    """`python -m MODULE FILE [--force]`, taken apart."""
+
+    recipe: TrainRecipe | PretrainRecipe
+    module: str
+    file: Path
+    force: bool
+
+
+def in_command(command: Sequence[str], *, travels: bool) -> RecipeCommand | None:
+    """The recipe that a command runs as our jobs do; None for any other command.
+
+    Where the folder ``travels`` with the job, a recipe elsewhere is the other machine's.
+
+    Raises:
+        UserError: the file is missing.
+        ConfigError: one problem for each bad field.
+    """
+    rest = [word for word in command[3:] if word != "--force"]
+    if len(rest) != 1 or command[0] not in PYTHONS or command[1] != "-m" or command[2] not in MODULES:
+        return None
+    file = Path(rest[0])
+    if travels and file.is_absolute():
+        return None
+    return RecipeCommand(load(file, MODULES[command[2]]), command[2], file, "--force" in command[3:])
