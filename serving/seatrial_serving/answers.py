@@ -72,7 +72,7 @@ class Reader:
 
 
 def texts_of(body: bytes) -> tuple[str, ...] | None:
-    """The text and tool calls of each choice of an answer, or of a stream up to where it breaks off."""
+    """Text and tool calls of each choice of an answer, of a stream up to where it breaks off; else None."""
     found: dict[int, list[str]] = {}
     events = [body] if not body.startswith(EVENT) else _events(body)
     for event in events:
