@@ -30,3 +30,9 @@ def test_a_clock_that_is_set_back_prolongs_no_rest_and_silences_nothing(caplog: 
         for now in (90_000.0, 90_001.0, 1000.0):
             log.say([TROUBLE], now)
     assert len(caplog.records) == 2
+
+
+def test_what_went_wrong_is_one_line_without_the_passwords_of_its_urls():
+    error = ConnectionError("http://joe:hunter2@ray.example:8265/api does not answer (a@b)\nat line 3")
+    said = Trouble.of(error, "svc", "PutApps").text
+    assert said == "svc: PutApps: ConnectionError: http://ray.example:8265/api does not answer (a@b)"

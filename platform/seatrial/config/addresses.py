@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ DEFAULT_MLFLOW_URI = "http://127.0.0.1:5000"
 DEFAULT_RAY_DASHBOARD = "http://127.0.0.1:8265"
 DEFAULT_SERVE_URL = "http://127.0.0.1:8000"
 DEFAULT_CONTROLLER_URL = "http://127.0.0.1:8787"
+
+# What stands between `//` and the host of a URL.
+PRIVATE = re.compile(r"://[^/?#\s]*@")
 
 VARIABLES = {
     "mlflow_uri": "MLFLOW_TRACKING_URI",
@@ -123,6 +127,11 @@ def public(url: str) -> str:
     return url.replace(f"{private}@", "", 1) if private else url
 
 
+def without_passwords(text: str) -> str:
+    """What somebody says, without the user names and passwords of the URLs in it."""
+    return PRIVATE.sub("://", text)
+
+
 def _home(env: Mapping[str, str], cwd: Path) -> Path:
     if env.get("SEATRIAL_HOME"):
         return (cwd / Path(env["SEATRIAL_HOME"]).expanduser()).absolute()
@@ -139,5 +148,6 @@ def _url(field: str, value: str | None) -> str:
     if not parts.scheme or not (parts.netloc or is_sqlite):
         # A store's URL may hold a password, so it is not shown.
         shown = "the value" if field == "store_url" else repr(text)
-        raise UserError(f"{VARIABLES[field]}: {shown} is no URL: write it like http://127.0.0.1:5000")
+        like = "sqlite:///path/store.db" if field == "store_url" else "http://127.0.0.1:5000"
+        raise UserError(f"{VARIABLES[field]}: {shown} is no URL: write it like {like}")
     return text if field == "store_url" else text.rstrip("/")

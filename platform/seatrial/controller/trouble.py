@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from seatrial.config.addresses import without_passwords
 from seatrial.errors import SeatrialError
 from seatrial.reconcile.world import DesiredService
 
@@ -25,9 +26,9 @@ class Trouble:
 
     @classmethod
     def of(cls, error: Exception, *where: str) -> Trouble:
-        """``where`` names the service and what was being done."""
+        """``where`` names the service and what was being done. Passwords of URLs are left out."""
         lines = str(error).strip().splitlines()
-        said = lines[0] if lines else "no message"
+        said = without_passwords(lines[0]) if lines else "no message"
         is_ours = isinstance(error, SeatrialError)
         return cls(": ".join([*where, said if is_ours else f"{type(error).__name__}: {said}"]), error)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from seatrial.config.addresses import Addresses, public
+from seatrial.config.addresses import Addresses, public, without_passwords
 from seatrial.errors import RetryableError, UserError
 
 if TYPE_CHECKING:
@@ -143,6 +143,6 @@ def experiment_of(client: MlflowClient, name: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's text in one line, or the name of its kind when it has none."""
+    """An error's text in one line without any password, or the name of its kind when it has none."""
     text = " ".join(str(getattr(error, "message", None) or error).split())
-    return (text or type(error).__name__)[:TEXT_CHARS]
+    return (without_passwords(text) or type(error).__name__)[:TEXT_CHARS]
