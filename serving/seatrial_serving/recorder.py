@@ -248,7 +248,10 @@ class Recorder:
         self._add(store.add_exposures, rows[EXPOSURE])
         self._add(store.add_outcomes, rows[OUTCOME])
         if self._on_outcomes is not None and rows[OUTCOME]:
-            self._on_outcomes(store, rows[OUTCOME])
+            try:
+                self._on_outcomes(store, rows[OUTCOME])
+            except Exception as error:  # they are in the store, and that is what counts
+                log.warning("%d outcomes are missing in the metrics: %s", len(rows[OUTCOME]), error)
         return len(records)
 
     def _add(self, add: Add, rows: list[Record]) -> None:

@@ -89,6 +89,22 @@ async def test_a_row_that_the_store_refuses_does_not_hold_up_the_others(tmp_path
     assert recorder.dropped == 2
 
 
+async def test_what_only_counts_outcomes_holds_no_records_up(tmp_path: Path, store: Store) -> None:
+    told: list[int] = []
+
+    def fails(_: object, rows: Any) -> None:
+        told.append(len(rows))
+        raise RuntimeError("no such series")
+
+    recorder = Recorder(tmp_path / "spool", lambda: store, on_outcomes=fails)
+    await recorder.outcomes([outcome(1)])
+    assert recorder.flush()
+    recorder.exposed(exposure(2))
+    assert recorder.flush()
+    assert (rows(store, "outcomes"), rows(store, "exposures")) == (["r1"], ["r2"])
+    assert told == [1], "once for each outcome"
+
+
 async def test_a_row_that_postgresql_cannot_keep_is_dropped_alone_and_evidence_goes_on(
     tmp_path: Path, postgres_url: str
 ) -> None:
