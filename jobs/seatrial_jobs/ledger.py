@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import uuid
@@ -118,7 +119,10 @@ def require_owner(storage: Storage, driver: str) -> None:
 
     Raises:
         SupersededError: a later driver has taken it over.
+        FileNotFoundError: there is no record, as where a mount is away.
     """
     found = read(storage)
-    if found is None or found.driver != driver:
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, "no record of the job", f"{storage.uri}/{RECORD}")
+    if found.driver != driver:
         raise SupersededError(f"{storage.uri}: another driver has taken this job over: this one stops")

@@ -168,6 +168,23 @@ def test_a_storage_that_is_away_for_a_while_is_waited_for_before_it_is_read(
     assert len(refused) == 6
 
 
+def test_a_directory_that_is_away_for_a_while_ends_nothing(storage: Storage, tmp_path: Path):
+    bench = Bench(storage)
+    bench.train()
+    bench.keeper.save(10, wait=True)
+    place = Path(storage.uri).rename(tmp_path / "unmounted")
+    bench.keeper.save(20)
+    end = time.monotonic() + 30
+    while not bench.keeper._writer.struggling:
+        assert time.monotonic() < end
+        assert bench.keeper._ended(0) is None
+        time.sleep(0.01)
+    assert not Path(storage.uri).exists(), "nothing is written to where it was"
+    place.rename(storage.uri)
+    assert bench.keeper._ended(30) is None
+    assert [checkpoint.step_of(name) for name in bench.names()] == [10, 20]
+
+
 def test_a_driver_that_was_superseded_completes_no_checkpoint(storage: Storage):
     bench = Bench(storage)
     bench.train()

@@ -12,7 +12,7 @@ from seatrial.config.recipe import TrainRecipe
 from seatrial.errors import UserError
 from seatrial.registry import runs
 from seatrial_jobs import ledger
-from seatrial_jobs.storage import Storage
+from seatrial_jobs.storage import Storage, may_pass
 
 
 def recipe(**run: Any) -> TrainRecipe:
@@ -72,6 +72,14 @@ def test_force_starts_an_unfinished_job_from_nothing_as_a_new_attempt(storage: S
     assert storage.folders() == []
     with pytest.raises(ledger.SupersededError):
         ledger.require_owner(storage, first.driver)
+
+
+def test_a_record_that_is_not_there_is_a_place_that_is_away(storage: Storage):
+    record = ledger.take_over(storage, force=False)
+    storage.clear()
+    with pytest.raises(FileNotFoundError, match="no record of the job") as caught:
+        ledger.require_owner(storage, record.driver)
+    assert may_pass(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"{half", b"[]", b'{"attempt": "a"}', b"\xff"])
