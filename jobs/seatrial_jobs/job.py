@@ -116,7 +116,7 @@ def _run(recipe: Any, root: Path, carry_out: Callable[[Job], int], *, force: boo
         return carry_out(job)
     except Terminated as stop:
         if stop.reason is None:
-            runs.finish(job.run.run_id, "KILLED", uri=uri)
+            _end(job, "KILLED")
         raise
     except Exception as error:  # a bug too: its run must not look as if it went on
         _fail(job, error)
@@ -361,8 +361,13 @@ def _fail(job: Job, error: Exception) -> None:
     text = str(error) if isinstance(error, SeatrialError) else f"{type(error).__name__}: {error}"
     cause = text.splitlines()[0][:500]
     emit("failed", cause=cause)
+    _end(job, "FAILED", {runs.CAUSE: cause})
+
+
+def _end(job: Job, status: runs.Status, tags: Mapping[str, str] | None = None) -> None:
+    """End a run whose job is over, whether MLflow answers or not."""
     try:
-        runs.finish(job.run.run_id, "FAILED", tags={runs.CAUSE: cause}, uri=job.mlflow_uri)
+        runs.finish(job.run.run_id, status, tags=tags, uri=job.mlflow_uri)
     except RetryableError as problem:
         complain(f"the run keeps its status: {problem}")
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from seatrial.config.recipe import TrainRecipe
+from seatrial.errors import RetryableError
 from seatrial.registry import runs
 from seatrial.registry.client import connect
 from seatrial.registry.manifest import write_manifest
@@ -62,7 +63,7 @@ def train_gives(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> None:
     """Skip the workers: they return ``outcome``, or the driver fails with it."""
 
     def train(_: job.Job) -> Any:
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, BaseException):
             raise outcome
         return outcome
 
@@ -121,6 +122,21 @@ def test_a_bug_in_the_driver_leaves_no_run_that_seems_to_go_on(
     run = only_run(mlflow, values["name"])
     assert run.info.status == "FAILED"
     assert run.data.tags[runs.CAUSE] == "ZeroDivisionError: by nothing"
+
+
+@pytest.mark.slow
+def test_a_job_that_is_stopped_while_mlflow_is_away_ends_as_one_that_was_stopped(
+    attempt: Attempt, values: dict[str, Any], mlflow: Any, monkeypatch: pytest.MonkeyPatch
+):
+    def away(*_: Any, **__: Any) -> None:
+        raise RetryableError("MLFLOW_TRACKING_URI: does not answer")
+
+    monkeypatch.setattr(runs, "finish", away)
+    train_gives(monkeypatch, job.Terminated())
+    code, written = attempt(values)
+    assert code == job.TERMINATED
+    assert written.splitlines()[-1] == "stopped; run the same command again to continue"
+    assert "the run keeps its status: MLFLOW_TRACKING_URI: does not answer" in written
 
 
 @pytest.mark.slow
