@@ -105,6 +105,22 @@ def test_a_dashboard_that_restarts_is_followed_on_without_a_line_twice(
     assert said == ["one", "two"]
 
 
+def test_a_silent_job_whose_stream_is_cut_off_again_and_again_is_followed_to_its_end(
+    dashboard: str, tails: list[Tail], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "RECONNECT_S", 0.01)
+    monkeypatch.setattr(following, "RECONNECTS", 3)
+    monkeypatch.setitem(INFO, "status", "RUNNING")
+
+    async def ends(request: web.Request) -> web.StreamResponse:
+        monkeypatch.setitem(INFO, "status", "SUCCEEDED")
+        return await says("the only line")(request)
+
+    tails += [says()] * 6 + [ends]
+    ending, said = follow(dashboard)
+    assert (ending.status, said) == ("SUCCEEDED", ["the only line"])
+
+
 def test_a_dashboard_that_stays_away_is_one_line_to_try_again(
     dashboard: str, tails: list[Tail], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,13 @@ def test_a_field_of_several_kinds_is_one_problem():
     ]
 
 
+def test_a_switch_is_no_number():
+    assert problems(GOOD.replace("steps: 10", "steps: yes") + "  clip_norm: off\n  recompute: on\n") == [
+        "r.yaml:9: run.steps: True: should be a number",
+        "r.yaml:10: run.clip_norm: False: should be greater than 0",
+    ]
+
+
 def test_a_field_given_twice_is_refused():
     assert "r.yaml:10: run.steps: given twice: keep one of the two" in problems(GOOD + "  steps: 20\n")
 

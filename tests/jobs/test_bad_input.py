@@ -47,6 +47,11 @@ def values(data: Path, tiny_base: Path) -> dict[str, Any]:
 
 CASES = {
     "missing data": ({"data": {"train": "none.jsonl"}}, "none.jsonl: no such file"),
+    "data elsewhere": (
+        {"data": {"train": "s3://bucket/rows.jsonl"}},
+        "data.train: s3://bucket/rows.jsonl: addresses are not read: give the path",
+    ),
+    "data of no name": ({"data": {"train": "a\0b.jsonl"}}, "data.train: "),
     "empty data": ({"data": {"train": "empty.jsonl"}}, "empty.jsonl: holds no usable row"),
     "no such directory": ({"model": {"base": "./none"}}, "model.base: ./none: no such directory"),
     "no such hub model": ({"model": {"base": "nobody/nothing"}}, "model.base: nobody/nothing: neither"),

@@ -46,6 +46,17 @@ def served() -> Iterator[tuple[RayJobs, Dashboard]]:
         jobs.close()
 
 
+def test_a_page_in_place_of_rays_answer_is_no_answer() -> None:
+    async def page(_request: Request) -> Response:
+        return PlainTextResponse("<html>log in</html>", 200)
+
+    with serving(Starlette(routes=[Route("/api/jobs/", page)])) as url:
+        jobs = RayJobs(url, lambda: None)
+        with pytest.raises(RetryableError, match="answers no JSON"):
+            jobs.jobs()
+        jobs.close()
+
+
 @pytest.mark.parametrize(
     ("status", "text", "error"),
     [

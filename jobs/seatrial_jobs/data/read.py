@@ -102,8 +102,8 @@ def read_examples(path: Path, *, max_rows: int | None = None) -> ReadResult:
         raise UserError(f"{path}: files of type {path.suffix or '(none)'} are not read: use .jsonl or .json")
     try:
         raw = path.read_bytes()
-    except OSError as error:
-        what = (error.strerror or str(error)).lower()
+    except (OSError, ValueError) as error:  # a zero byte in it is no OSError
+        what = (getattr(error, "strerror", None) or str(error)).lower()
         raise UserError(f"{path}: {what}: give the path of a .jsonl or .json file") from error
     raw = raw.removeprefix(b"\xef\xbb\xbf")
     rows = _json_rows(path, raw) if path.suffix == ".json" else _jsonl_rows(raw)
@@ -131,8 +131,8 @@ def load_split(section: DataSection, root: Path) -> Split:
     Raises:
         UserError: a file is missing, holds no usable row, or more than `data.max_bad_rows` rows are bad.
     """
-    read = read_examples(root / section.train, max_rows=section.max_rows)
-    held = read_examples(root / section.heldout) if section.heldout else None
+    read = _read("data.train", section.train, root, max_rows=section.max_rows)
+    held = _read("data.heldout", section.heldout, root) if section.heldout else None
     bad = read.bad + (held.bad if held else [])
     if len(bad) > section.max_bad_rows:
         raise UserError(_too_many(bad, section.max_bad_rows))
@@ -143,6 +143,15 @@ def load_split(section: DataSection, root: Path) -> Split:
     else:
         train, heldout = _set_aside(read.examples, section.heldout_share)
     return _split(train, heldout, read.rows_read + (held.rows_read if held else 0), bad)
+
+
+def _read(field: str, value: str, root: Path, *, max_rows: int | None = None) -> ReadResult:
+    if "://" in value:
+        raise UserError(f"{field}: {value}: addresses are not read: give the path of a file")
+    try:
+        return read_examples(root / value, max_rows=max_rows)
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from error
 
 
 def leave_out(split: Split, section: DataSection, wrong: Sequence[tuple[Example, str]]) -> Split:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from seatrial.config.load import load
 from seatrial.config.section import Section, Slug
+from seatrial.errors import UserError
 
 Positive = Annotated[float, Field(gt=0)]
 FILE_NAME = "jobs.yaml"
@@ -75,6 +76,8 @@ def read_jobs_config(home: Path) -> JobsConfig:
         ConfigError: one problem for each bad field.
     """
     path = jobs_file(home)
-    if not path.exists() and not os.environ.get(FILE_VARIABLE):
+    if not path.exists():
+        if os.environ.get(FILE_VARIABLE):
+            raise UserError(f"{FILE_VARIABLE}: {path}: no such file: give the operator's YAML file")
         return JobsConfig()
     return load(path, JobsConfig)

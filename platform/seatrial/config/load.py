@@ -39,14 +39,17 @@ def loads(text: str, section: type[S], *, file: str = "<text>") -> S:
         Problem(file, line, ".".join(map(str, loc)), "given twice", "keep one of the two")
         for loc, line in twice
     ]
+    switches = _switches(values, lines, section, file)
     try:
         result = section.model_validate(values)
     except ValidationError as error:
         found = _problems(file, error.errors(), lines, section)
-        unique = sorted(set(found + duplicates), key=lambda problem: (problem.line, problem.field))
+        told = {(problem.line, problem.field) for problem in found}
+        switches = [each for each in switches if (each.line, each.field) not in told]
+        unique = sorted({*found, *duplicates, *switches}, key=lambda problem: (problem.line, problem.field))
         raise ConfigError(unique) from error
-    if duplicates:
-        raise ConfigError(duplicates)
+    if duplicates or switches:
+        raise ConfigError([*duplicates, *switches])
     return result
 
 
@@ -126,6 +129,34 @@ def _problems(
         for (path, value), fixes in places.items()
         if not (path in alternatives and path in deeper)  # the alternative that fits best says more
     ]
+
+
+def _switches(
+    values: dict[Any, Any], lines: dict[Path_, int], section: type[BaseModel], file: str
+) -> list[Problem]:
+    """YAML's `yes`, `no`, `on` and `off` where a number belongs, which Python would take for 1 and 0."""
+    found = []
+    for path, line in lines.items():
+        owner = _owner(section, path[:-1]) if path and isinstance(_at(values, path), bool) else None
+        field = owner.model_fields.get(str(path[-1])) if owner else None
+        if field is not None and _is_number(field.annotation):
+            shown = repr(_at(values, path))
+            found.append(Problem(file, line, ".".join(map(str, path)), shown, "should be a number"))
+    return found
+
+
+def _at(values: Any, path: Path_) -> Any:
+    for part in path:
+        try:
+            values = values[part]
+        except (KeyError, IndexError, TypeError):  # a key that is no text, or one of a merge
+            return None
+    return values
+
+
+def _is_number(annotation: Any) -> bool:
+    parts = getattr(annotation, "__args__", ())
+    return annotation in (int, float) or any(_is_number(part) for part in parts if part is not bool)
 
 
 def _line(path: Path_, lines: dict[Path_, int]) -> int:

@@ -31,7 +31,7 @@ class RunSection(Section):
     """Seeds initialisation, data order and dropout."""
     steps: PositiveInt | None = None
     """Optimizer steps; give this or `epochs`."""
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     """Passes over the packed data; give this or `steps`."""
     seq_tokens: Annotated[int, Field(ge=16)] = 512
     """Tokens of one packed row."""

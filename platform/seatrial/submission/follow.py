@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 KEPT_LINES = 200
 RECONNECT_S = 2.0
-RECONNECTS = 30  # in a row without a new line
+RECONNECTS = 30  # in a row without a new line or an answer
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -113,6 +113,7 @@ async def _read(client: JobSubmissionClient, submission_id: str, take: Callable[
                     passed, failures = seen, 0
             if str(client.get_job_status(submission_id).value) in ENDED:
                 return
+            failures = 0  # it answers: only the stream was cut off, as proxies do with silent ones
         except broken():  # the status says next time whether to go on
             pass
         await asyncio.sleep(RECONNECT_S)

@@ -70,13 +70,13 @@ class RayJobs:
 
     def jobs(self) -> dict[str, RayJob]:
         """Submission id → job, of all that the cluster knows."""
-        found = self._ask("GET", "/api/jobs/").json()
+        found = self._read("/api/jobs/")
         return {each["submission_id"]: _job(each) for each in found if each.get("submission_id")}
 
     def cluster(self) -> Cluster:
         """The nodes that are up, and what of them is free."""
-        nodes = self._ask("GET", "/api/v0/nodes", params={"detail": 1, "limit": 10_000}).json()
-        status = self._ask("GET", "/api/cluster_status").json()
+        nodes = self._read("/api/v0/nodes", params={"detail": 1, "limit": 10_000})
+        status = self._read("/api/cluster_status")
         usage = _usage(status)
         rows = nodes["data"]["result"]["result"]
         return Cluster(tuple(_node(row, usage) for row in rows if row["state"] == "ALIVE"))
@@ -134,6 +134,15 @@ class RayJobs:
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+
+    def _read(self, path: str, **more: Any) -> Any:
+        answer = self._ask("GET", path, **more)
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise RetryableError(
+                f"ray: {self._url}{path} answers no JSON ({answer.status_code}): a proxy, or another server?"
+            ) from error
 
     def _ask(self, method: str, path: str, **more: Any) -> httpx.Response:
         answer = self._send(method, path, **more)
