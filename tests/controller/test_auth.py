@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.client
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -281,6 +283,27 @@ def test_strangers_are_told_how_it_is_and_nothing_else(tmp_path: Path):
             assert known.json()["error"] == "support-chat: secret"
         site.clock.now += 10_000
         assert httpx.get(f"{url}/healthz").status_code == 503
+
+
+def test_health_answers_while_pages_wait_for_a_slow_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    site, answers, asked = Site(tmp_path, TOKEN), threading.Event(), threading.Semaphore(0)
+
+    def trials() -> list[Any]:
+        asked.release()
+        answers.wait(60)
+        return []
+
+    monkeypatch.setattr(site.store, "trials", trials)
+    client = httpx.Client(limits=httpx.Limits(max_connections=None), headers=BEARER, timeout=60)
+    with serving(site.gate) as url, client, ThreadPoolExecutor(60) as pool:
+        try:
+            pages = [pool.submit(client.get, f"{url}/trials") for _ in range(60)]
+            for _ in range(40):  # as many threads as there are
+                assert asked.acquire(timeout=30)
+            assert client.get(f"{url}/healthz", timeout=5).json()["passes"] == 0
+        finally:
+            answers.set()
+        assert {page.result().status_code for page in pages} == {200}
 
 
 def test_many_wrong_tokens_are_told_to_wait_and_the_right_one_is_never_refused(

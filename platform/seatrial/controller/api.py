@@ -28,7 +28,7 @@ def build(controller: Controller, receiver: webhooks.Receiver | None = None) -> 
         """What a page says when the store does not: before the first pass its tables may not be there."""
         return Trouble.of(error).text if controller.report.passes else BEGINNING
 
-    def healthz(request: Request) -> JSONResponse:
+    async def healthz(request: Request) -> JSONResponse:
         report = controller.report
         is_well = report.is_well_at(controller.clock())
         if request.scope.get(CALLER) == "stranger":  # who gets no names, addresses or reasons
