@@ -62,6 +62,18 @@ def test_every_bad_field_of_a_service_is_told_at_once(run: Run, tmp_path: Path) 
         assert "did you mean `base`?" in said[2]
 
 
+@pytest.mark.parametrize("option", ["--no-queue", "--dry-run"])
+def test_a_secret_in_a_recipe_is_refused_with_and_without_the_queue(
+    run: Run, tmp_path: Path, option: str
+) -> None:
+    secret = RECIPE.replace("steps: 10", "steps: 10, storage: 's3://joe:hunter2@host/x'")
+    (tmp_path / "recipe.yaml").write_text(secret)
+    code, _, said = run("train", option, "recipe.yaml")
+    assert code == 2
+    assert said[0].startswith("recipe.run.storage: looks like a password in a URL")
+    assert "hunter2" not in said[0]
+
+
 def test_every_bad_field_of_a_recipe_is_told_at_once(run: Run, tmp_path: Path) -> None:
     bad = RECIPE.replace("steps: 10", "steps: 0, epoch: 1").replace("type: lora", "type: lore")
     (tmp_path / "recipe.yaml").write_text(bad)

@@ -17,7 +17,7 @@ from seatrial.config.addresses import Addresses
 from seatrial.config.jobs import read_jobs_config
 from seatrial.config.recipe import PretrainRecipe, TrainRecipe
 from seatrial.errors import UserError
-from seatrial.submission import ask, controller
+from seatrial.submission import ask, controller, screening
 from seatrial.submission import plan as planning
 from seatrial.submission.follow import follow, may_be_tried_again, require_success
 from seatrial.submission.recipes import load_recipe
@@ -60,6 +60,7 @@ def command(
     checked, module = load_recipe(recipe)
     found = addresses()
     config = read_jobs_config(found.home)
+    screening.require_none("", {}, {}, ask.texts(checked.model_dump(mode="json")))
     if dry_run:
         pairs(planning.rows(planning.make_plan(recipe, gpu_tflops=config.gpu_tflops), config))
         return

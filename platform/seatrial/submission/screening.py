@@ -24,6 +24,9 @@ VALUES = {
     "an API key": r"\bsk-[A-Za-z0-9_-]{20,}",
     "a Stripe key": r"\b[rs]k_(?:live|test)_[A-Za-z0-9]{16,}",
     "a package registry's token": r"\b(?:npm_[A-Za-z0-9]{36}\b|pypi-AgE[\w-]{20,})",
+    "a SendGrid key": r"\bSG\.[\w-]{20,24}\.[\w-]{40,50}",
+    "a Google token": r"\bya29\.[\w-]{20,}",
+    "a token in a URL": r"(?i)\bhttps?://[\w-]{20,400}@",
     "a Databricks token": r"\bdapi[0-9a-f]{32}\b",
     "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
     "a JSON web token": r"\beyJ[\w-]{8,400}\.eyJ[\w-]{8,}\.[\w-]{8,}",
@@ -35,6 +38,7 @@ NAME = re.compile(
     r"|(?:^|[_.-])(?:credentials?|(?:client|app|shared)?secrets?"
     r"|(?:access|api|auth|bearer|hf|refresh|session)?token"
     r"|(?:access|account|api|auth|encryption|master|private|secret|shared|signing|storage)[_.-]?key)"
+    r"|(?:anthropic|cohere|google|mistral|openai|wandb)[_.-]key|authorization"
     r"|(?:db|http|mail|mysql|pg|redis|smtp|user)[_.-]?pass|[a-z][_.-]pwd)(?:$|[_.-])"
 )
 CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -43,9 +47,11 @@ CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 ASSIGNED = re.compile(
     r"(?<![A-Za-z0-9_.])([A-Za-z_][\w.-]{0,80}?)[\"']?\s{0,2}[=:]\s{0,2}(?!//)(?=([\"']?[^\s=]\S{0,2000}))"
 )
+# `--password …`, as a command that is echoed in a log has it; a short plain word is one of a sentence.
+OPTION = re.compile(r"(?<!\S)--([A-Za-z][\w-]{0,80})\s{1,4}(?=\S{0,200}\d|\S{8})(?=([^\s-]\S{0,2000}))")
 # Names that hold no secret themselves: where one is kept, how many tokens, a tokenizer, a token of a text.
 HARMLESS = re.compile(
-    r"(?i)(?:_?(?:path|file|name|id_file|url|dir|mode|count|limit)$|tokens|tokenizer"
+    r"(?i)(?:_?(?:path|file|name|id_file|url|dir|mode|count|limit)$|application_credentials$|tokens|tokenizer"
     r"|(?:audio|bos|cls|end|eos|first|image|last|mask|max|min|new|next|num|pad|per|sep|special|start|stop|unk)"
     r"[_.-]token|token[_.-](?:budget|count|ids?|index|length|limit|type))"
 )
@@ -83,8 +89,13 @@ def redact(text: str) -> str:
     for pattern in PATTERNS.values():
         text = pattern.sub(HIDDEN, text)
 
+    return _without(OPTION, _without(ASSIGNED, text))
+
+
+def _without(named: re.Pattern[str], text: str) -> str:
+    """The text without the values of secrets' names."""
     parts, at = [], 0
-    for match in ASSIGNED.finditer(text):
+    for match in named.finditer(text):
         if match.start(2) >= at and _is_secret(*match.groups()):
             parts += [text[at : match.start(2)], HIDDEN]
             at = match.end(2)
