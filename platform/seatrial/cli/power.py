@@ -23,6 +23,7 @@ from seatrial.experiments.power import (
 LOOKS = 5
 MOST = 1e15  # as for the values of outcomes
 MOST_UNITS = 1e10
+LEAST_ALPHA = 1e-9  # what lies below is lost in the integration
 
 
 def command(
@@ -67,7 +68,9 @@ def command(
         rows = _rows(effect, alpha, power, policy)
     except ValueError as error:
         raise UserError(f"--{error}") from error
-    daily = (units_per_day or seen or 0.0) * policy.get("coverage", 1.0)
+    # What the last trial saw was without the held out and those of other namespaces already.
+    everybody = units_per_day * _part(policy) if units_per_day else seen or 0.0
+    daily = everybody * policy.get("coverage", 1.0)
     shown = "a mean" if sd is not None else "a share"
     say(f"a lift of {lift:+.1%} over {shown} of {baseline:g}")
     say(f"alpha {alpha:g}, power {power:g}, split {split:g}")
@@ -84,8 +87,8 @@ def _require_shares(given: Mapping[str, float]) -> None:
         if not 0 < value < 1:
             raise UserError(f"{name}: {value:g}: give a share between 0 and 1")
     alpha, power = given["--alpha"], given["--power"]
-    if alpha >= 0.5:
-        raise UserError(f"--alpha: {alpha:g}: give a share below 0.5")
+    if not LEAST_ALPHA <= alpha < 0.5:
+        raise UserError(f"--alpha: {alpha:g}: give a share from {LEAST_ALPHA:g} up to, not including, 0.5")
     if power <= alpha:
         raise UserError(f"--power: {power:g}: give more than alpha ({alpha:g})")
 
@@ -112,6 +115,12 @@ def _rows(effect: Effect, alpha: float, power: float, policy: Mapping[str, Any])
         rows.append((f"the same with tuning_units {once:.0f}", best))
     planned = planned_units(effect, alpha, power, "lan_demets_obrien_fleming", LOOKS)
     return [*rows, (f"{LOOKS} planned looks", planned), ("looked at once", Units(once, once))]
+
+
+def _part(policy: Mapping[str, Any]) -> float:
+    """The share of all users that may be in the service's trials."""
+    namespace = policy.get("namespace") or {"start": 0.0, "end": 1.0}
+    return float((1 - policy.get("holdout", 0.0)) * (namespace["end"] - namespace["start"]))
 
 
 def _cells(units: Units, daily: float) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from seatrial.experiments.sequential import UNDEFINED, Comparison
 Array = NDArray[np.float64]
 _FEWEST_NODES = 64
 _HIGHEST_Z = 12.0
+_FARTHEST_Z = 8.5  # beyond it on either side: 2e-17
 _GRID = 0.02
 
 
@@ -160,7 +161,9 @@ class Walk:
         above, below = self._tails(time, z)
         self.won += above
         self.spent += above + below
-        spread, edge = math.sqrt(time - self.time), z * math.sqrt(time)
+        spread = math.sqrt(time - self.time)
+        # Nearly all paths lie nearer to their mean than a bound that is far off, and only they need nodes.
+        edge = min(z * math.sqrt(time), abs(self.drift) * time + _FARTHEST_Z * math.sqrt(time))
         # Kernels as narrow as the step must be resolved: some nodes for each of their widths.
         wanted = min(2048, max(_FEWEST_NODES, math.ceil(8 * edge / spread)))
         count = 1 << (wanted - 1).bit_length()

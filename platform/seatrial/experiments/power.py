@@ -19,6 +19,7 @@ from seatrial.experiments.sequential import rho
 # A trial is taken to be looked at whenever there are so many more units.
 GROWTH = 0.02
 _MOST_TIMES = 100.0
+FEWEST = 2.0
 
 
 @dataclass(frozen=True)
@@ -54,18 +55,24 @@ def effect_of(baseline: float, lift: float, share: float, sd: float | None) -> E
     if lift == 0 or baseline == 0:
         raise ValueError("lift: 0 cannot be found: give a lift and a baseline other than 0")
     treated = baseline * (1 + lift)
+    difference = baseline * lift  # of the two it may be none, as far as rounding lets one see
     if sd is not None:
-        return Effect(treated - baseline, sd**2, sd**2, share)
+        if sd**2 == 0:
+            raise ValueError(
+                f"sd: {sd:g}: too small to be squared: give values and their sd in a larger unit"
+            )
+        return Effect(difference, sd**2, sd**2, share)
     if not (0 < baseline < 1 and 0 < treated < 1):
         shown = f"{baseline:g} to {treated:g}"
         raise ValueError(f"baseline: {shown}: give shares between 0 and 1, or `--sd` for other means")
-    return Effect(treated - baseline, baseline * (1 - baseline), treated * (1 - treated), share)
+    return Effect(difference, baseline * (1 - baseline), treated * (1 - treated), share)
 
 
 def fixed_units(effect: Effect, alpha: float, power: float) -> float:
-    """Units of the two-sided z-test that is looked at once."""
-    z = float(special.ndtri(1 - alpha / 2) + special.ndtri(power))
-    return (z / effect.drift) ** 2
+    """Units of the two-sided z-test that is looked at once: one in each arm at least."""
+    z = float(special.ndtri(power) - special.ndtri(alpha / 2))
+    root = z / effect.drift if effect.drift else math.inf
+    return max(FEWEST, root * root)
 
 
 def sequential_units(
@@ -74,10 +81,12 @@ def sequential_units(
     """Units of the confidence sequence that is looked at all the time from ``minimum_units`` on.
 
     Raises:
-        ValueError: the power is not reached within a hundred times the units of the fixed test.
+        ValueError: the power is not reached within a hundred times the units of the fixed test, or of the
+            first look where that comes later.
     """
     walk, expected, before = Walk(effect.drift), 0.0, 0.0
-    for n in _looks(minimum_units, _MOST_TIMES * fixed_units(effect, alpha, power)):
+    first = max(FEWEST, minimum_units)
+    for n in _looks(first, _MOST_TIMES * max(first, fixed_units(effect, alpha, power))):
         walk.step(n, sequence_z(n, alpha, tuning_n))
         expected += n * (walk.spent - before)
         before = walk.spent
@@ -108,12 +117,12 @@ def planned_units(effect: Effect, alpha: float, power: float, boundary: Boundary
 
     # In units of the last look's time the drift grows with the square root of the units.
     drift = float(optimize.brentq(lambda each: walked(each)[0] - power, 0.1, 20.0, xtol=1e-6))
-    worst = (drift / effect.drift) ** 2
+    worst = max(FEWEST, (drift / effect.drift) ** 2)
     return Units(walked(drift)[1] * worst, worst)
 
 
 def _looks(first: float, last: float) -> Iterator[float]:
-    n = max(2.0, first)
+    n = first
     while n <= last:
         yield n
         n *= 1 + GROWTH
