@@ -11,7 +11,7 @@ from simulated import World, cluster, gpus
 
 from seatrial.errors import ConfigError, RetryableError
 from seatrial.store.job import Need, Spec
-from seatrial.submission import ask
+from seatrial.submission import accounting, ask
 from seatrial.submission.cron import Cron
 from seatrial.submission.dispatch import GRACE_S
 from seatrial.submission.dispatcher import LOG_FOR_S
@@ -125,6 +125,20 @@ def test_hours_of_earlier_attempts_are_accounted_for_when_ray_refuses_the_next(
     world.tick(61.0, times=4)
     assert world.state("a") == "failed"
     assert not world.job("a").is_accounted, "its run has still to be told"
+
+
+def test_a_run_that_two_jobs_worked_in_is_told_the_hours_of_both(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, float]] = []
+    monkeypatch.setattr(accounting, "write", lambda run, hours, *_, **__: told.append((run, round(hours, 6))))
+    monkeypatch.setattr(world.ray, "log", lambda ray_id: Log(("x",), {"run_id": ray_id[:3]}))
+    world.ray.nodes = cluster((4.0, 4.0))
+    world.ray.takes = {"run-a": 3600.0, "run-b": 1800.0, "ran-c": 900.0}.__getitem__
+    for name in ("run-a", "run-b", "ran-c"):
+        world.add(name, need=gpus(1))
+    world.tick(901.0, times=6)
+    assert told == [("ran", 0.25), ("run", 0.5), ("run", 1.5)], "the other one had not ended then"
 
 
 def test_a_cluster_that_started_again_lost_the_attempt_and_it_is_retried(world: World) -> None:

@@ -86,6 +86,11 @@ class JobStore:
         with reading(self.engine) as connection:
             return jobs.attempts_of(connection, job_id)
 
+    def attempts_of_run(self, run_id: str) -> list[Attempt]:
+        """Every attempt of the jobs that work in this MLflow run: one with another gate goes on in it."""
+        with reading(self.engine) as connection:
+            return jobs.attempts_of_run(connection, run_id)
+
     def attempts_since(self, since: float) -> list[Attempt]:
         """Attempts that run, or ended after ``since``."""
         with reading(self.engine) as connection:

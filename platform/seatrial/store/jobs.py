@@ -137,6 +137,13 @@ def attempts_of(connection: Connection, job_id: str) -> list[Attempt]:
     return [Attempt(**row) for row in connection.execute(statement).mappings()]
 
 
+def attempts_of_run(connection: Connection, run_id: str) -> list[Attempt]:
+    """Every attempt of the jobs that said that they work in this MLflow run."""
+    said = jobs.c.result.contains(f'"run_id": {json.dumps(run_id)}', autoescape=True)
+    mine = job_attempts.c.job_id.in_(select(jobs.c.id).where(said))
+    return [Attempt(**row) for row in connection.execute(select(job_attempts).where(mine)).mappings()]
+
+
 def attempts_since(connection: Connection, since: float) -> list[Attempt]:
     """Attempts that run, or ended after ``since``."""
     is_recent = or_(job_attempts.c.ended_at.is_(None), job_attempts.c.ended_at > since)

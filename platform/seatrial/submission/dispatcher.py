@@ -230,9 +230,10 @@ class Dispatcher:
         now, job = self._clock(), action.job
         if now < self._account_at:
             return
-        hours = accounting.gpu_hours(self._store.attempts(job.id), now)
+        run_id = job.result["run_id"]
+        hours = accounting.gpu_hours(self._store.attempts_of_run(run_id), now)
         try:
-            accounting.write(job.result["run_id"], hours, config, uri=self._places.mlflow_uri)
+            accounting.write(run_id, hours, config, uri=self._places.mlflow_uri)
         except RetryableError as error:  # MLflow keeps no job from running
             self._account_at = now + REST_S
             self._complain(error)
