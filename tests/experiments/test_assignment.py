@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -121,3 +122,22 @@ def seconds_of(unit: str, trial: TrialTable) -> float:
     start = time.perf_counter()
     assign(unit, trial)
     return time.perf_counter() - start
+
+
+@given(
+    st.floats(1e-3, 1.0),
+    st.lists(st.floats(0.01, 1.0), min_size=2, max_size=4),
+    st.sampled_from([1, 2]),
+)
+def test_an_arms_share_is_that_of_the_buckets_it_really_has(coverage, parts, version):
+    weights = [part / sum(parts) for part in parts]
+    arms = tuple(Arm(f"a{at}", str(at), weight) for at, weight in enumerate(weights))
+    trial = TrialTable("t", "seed", coverage, arms, version)
+    many = {1: 1_000, 2: 10_000}[version]
+    found = Counter()
+    for start, end, name in trial.spans:
+        found[name] += sum(start <= at / many < end for at in range(many))
+    if all(found[arm.name] for arm in arms):
+        assert trial.bucket_shares == {arm.name: found[arm.name] / found.total() for arm in arms}
+    else:
+        assert trial.bucket_shares == {arm.name: arm.weight for arm in arms}

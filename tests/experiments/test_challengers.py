@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from seatrial.config.trial import MEASURES, TrialSection
-from seatrial.experiments.assignment import Arm, TrialTable
+from seatrial.experiments.assignment import Arm, TrialTable, assign, bucket
 from seatrial.experiments.evidence import ArmEvidence, Evidence, Moments
 from seatrial.experiments.judgement import Judgement
 from seatrial.experiments.policy import BUILT_IN, TrialPolicy
@@ -251,3 +253,27 @@ def test_equal_arms_are_rarely_told_apart(case):
     wrong = sum(each.verdict in ("promote", "roll_back", "drop") for each in ended) / trials
     assert wrong <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / trials)
     assert sum(each.naive for each in ended) / trials > 0.07
+
+
+def test_a_first_step_of_few_buckets_is_no_sample_ratio_mismatch():
+    """0.1 % of the traffic for two challengers: of 100 buckets they have 5 and 4, and the champion 91."""
+    rules = TrialSection.model_validate({"challenger_share": 0.1}).model_dump(mode="json")
+    arms = (Arm("champion", "1", 0.9), Arm("challenger", "2", 0.05), Arm("challenger-b", "3", 0.05))
+    table = TrialTable("svc-1", "seed", 0.01, arms)
+    made = Trial(
+        "svc-1", "svc", 1, "open", table, rules, "1", {"challenger": "2", "challenger-b": "3"}, 0.0, 0.0
+    )
+    # Everybody is in one of the hash's 10,000 buckets; a user for each says whose they are.
+    arm_of = {bucket(user, "seed"): assign(user, table) for user in map(str, range(150_000))}
+    assert len(arm_of) == 10_000
+    names: Counter[str] = Counter()
+    for kept, users in zip(arm_of.values(), np.random.default_rng(3).poisson(200, 10_000), strict=True):
+        if kept is not None:
+            names[kept.name] += int(users)
+    counted = tuple(replace(arm(each.name, names[each.name], 0), outcomes=0) for each in arms)
+    found = look_at(made, Evidence(10.0, counted), 10.0)
+    assert names.total() > 19_000
+    assert found.srm_p > 0.05
+    assert found.verdict is None
+    lost = replace(counted[2], assigned_units=counted[2].assigned_units * 7 // 10)
+    assert look_at(made, Evidence(10.0, (*counted[:2], lost)), 10.0).verdict == "invalid"

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 import sys
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 _OFFSET = 0x811C9DC5
 _UTF16 = "utf-16-le" if sys.byteorder == "little" else "utf-16-be"
 # One seed for all services: whoever is held out is in no trial of any of them.
 HOLDOUT_SEED = "__holdout"
+
+# Of each version of the hash.
+BUCKETS = {1: 1_000, 2: 10_000}
 
 Range = tuple[float, float, str]
 """Buckets from the first up to, not including, the second, and the arm's name."""
@@ -143,6 +147,21 @@ class TrialTable:
         return tuple(found)
 
     @cached_property
+    def bucket_shares(self) -> Mapping[str, float]:
+        """Arm → its share of the buckets that are in an arm: what the hash can give, which has no others.
+
+        The weights where some arm has no bucket at all.
+        """
+        grid = _grid(self.hash_version)
+        held = dict.fromkeys((arm.name for arm in self.arms), 0)
+        for start, end, name in self.spans:
+            if name in held:
+                held[name] += max(0, bisect_left(grid, end) - bisect_left(grid, start))
+        if not all(held.values()):
+            return {arm.name: arm.weight for arm in self.arms}
+        return {name: buckets / sum(held.values()) for name, buckets in held.items()}
+
+    @cached_property
     def by_name(self) -> Mapping[str, Arm]:
         """Name → arm."""
         return {arm.name: arm for arm in self.arms}
@@ -150,6 +169,12 @@ class TrialTable:
     def arm(self, name: str) -> Arm:
         """The arm called ``name``; KeyError when there is none."""
         return self.by_name[name]
+
+
+@cache
+def _grid(version: int) -> tuple[float, ...]:
+    """Every value that `bucket` can give, growing."""
+    return tuple(at / BUCKETS[version] for at in range(BUCKETS[version]))
 
 
 def _namespace(value: Mapping[str, Any]) -> Namespace:

@@ -148,6 +148,7 @@ def look_at(trial: Trial, evidence: Evidence, now: float) -> Judgement:
         now,
         started=len(trial.challengers),
         is_reweighted=trial.table.bucket_version > 0,
+        hashed=trial.table.bucket_shares,
     )
 
 

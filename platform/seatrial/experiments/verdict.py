@@ -46,14 +46,18 @@ def judge(
     control: str = "champion",
     started: int | None = None,
     is_reweighted: bool = False,
+    hashed: Mapping[str, float] | None = None,
 ) -> Judgement:
     """Look at a trial whose arms were planned to hold ``shares`` of its units.
 
     ``started`` is the number of challengers that the trial began with, those here by default. Once weights
-    have moved, units came under several splits, and the sample ratio is not tested any more.
+    have moved, units came under several splits, and the sample ratio is not tested any more. It is tested
+    against ``hashed``, the shares that whole buckets can give, where they are given: with few buckets an
+    arm's is not quite what was planned.
     """
     counts = [evidence.arm(name).assigned_units for name in shares]
-    srm_p = 1.0 if is_reweighted else sample_ratio_p(counts, list(shares.values()))
+    expected = hashed or shares
+    srm_p = 1.0 if is_reweighted else sample_ratio_p(counts, [expected[name] for name in shares])
     names = tuple(name for name in shares if name != control)
     look = _Look(policy, shares, evidence, now - opened_at, now, control, names, started or len(names))
     found = look.judgement()
