@@ -96,6 +96,18 @@ def test_what_does_not_go_together_is_refused(search: str, said: str) -> None:
     assert any(said in line for line in problems(search))
 
 
+def test_a_population_that_may_not_train_at_once_is_refused() -> None:
+    said = """\
+  space: {run.learning_rate: {type: log_uniform, low: 1.0e-4, high: 1.0e-2}}
+  scheduler: {type: pbt, interval_steps: 5}
+  max_concurrent: 3
+"""
+    assert problems(said) == [
+        "r.yaml:12: search.max_concurrent: 3: pbt trains all trials at once: leave it out, "
+        "or give at least trials (4)"
+    ]
+
+
 def test_listed_values_get_the_type_of_their_field() -> None:
     made = recipe(space={"run.learning_rate": {"type": "choice", "values": ["1e-3", 1]}})
     [domain] = made.search.space.values()

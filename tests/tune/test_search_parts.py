@@ -97,6 +97,21 @@ def test_the_journal_reads_what_it_wrote(tmp_path: Path) -> None:
         Journal.read(Storage(str(tmp_path)))
 
 
+def test_a_search_that_failed_is_tried_again_but_not_what_has_come_to_an_end(tmp_path: Path) -> None:
+    def states(*trials: Trial, count: int) -> list[str]:
+        journal = Journal(Storage(str(tmp_path / str(len(list(tmp_path.iterdir()))))))
+        for each in trials:
+            journal.put(each)
+        journal.try_again(count, is_minimised=True)
+        return [each.state for each in Journal.read(journal.storage).trials.values()]
+
+    failed, stopped = trial(1, state="failed", cause="no room"), trial(2, 3.0, state="stopped")
+    assert states(failed, stopped, count=2) == ["running", "stopped"]
+    assert states(failed, trial(2, 3.0, state="finished"), count=2) == ["failed", "finished"]
+    assert states(failed, trial(2), count=2) == ["failed", "running"], "it goes on as it is"
+    assert states(failed, stopped, count=3) == ["failed", "stopped"], "another is still to come"
+
+
 def test_a_report_that_comes_again_after_a_resume_is_kept_once() -> None:
     found = trial(1)
     for step, value in ((10, 3.0), (20, 2.0), (10, 3.0), (20, 2.5)):

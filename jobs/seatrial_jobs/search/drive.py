@@ -35,6 +35,7 @@ def carry_out(parent: Job) -> int:
     recipe = cast(TuneRecipe, parent.recipe)
     with answering(parent.place):
         journal = Journal.read(parent.storage)
+        journal.try_again(recipe.search.count, is_minimised=recipe.search.is_minimised)
     jobs.tell_plan(parent)
     say(f"search {recipe.search.count} trials of {', '.join(recipe.search.space)}")
     try:

@@ -127,6 +127,16 @@ class Journal:
                 f"run.storage: {storage.uri}/{FILE}: damaged ({error}): start again with --force"
             ) from error
 
+    def try_again(self, count: int, *, is_minimised: bool) -> None:
+        """Have trials that failed go on, where all ``count`` have ended and none to any use: whoever runs the
+        search again has mended what they failed of."""
+        has_ended = len(self.trials) >= count and all(t.state != "running" for t in self.trials.values())
+        if not has_ended or best(self.trials, is_minimised=is_minimised) is not None:
+            return
+        for trial in list(self.trials.values()):
+            if trial.state == "failed":
+                self.put(replace(trial, state="running", cause=None))
+
     def put(self, trial: Trial) -> None:
         """Add or replace a trial."""
         self.trials[trial.number] = trial

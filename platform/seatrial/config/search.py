@@ -161,6 +161,9 @@ class SearchSection(Section):
             raise wrong("metric", self.metric, f"{self.scheduler.type} compares on the way: use eval/loss")
         if self.scheduler.type == "pbt" and self.count < 2:
             raise wrong("trials", self.count, "pbt needs a population: give at least 2")
+        if self.max_concurrent is not None and self.max_concurrent < self.least_at_a_time:
+            fix = f"pbt trains all trials at once: leave it out, or give at least trials ({self.count})"
+            raise wrong("max_concurrent", self.max_concurrent, fix)
         return self
 
     @property
