@@ -76,6 +76,8 @@ class Sim:
         self.looks: dict[str, dict[int, Any]] = {}
         self.audits: list[str] = []
         self.moves: list[tuple[str, str]] = []
+        self.records: dict[str, str | None] = {}  # key → champion, in the order of MLflow's chain
+        self.anchored: list[str] = []
         self.anchor: Anchor | None = None
         self.others: dict[str, ObservedService] = {}  # services that are only looked at
         self.rates: dict[str, tuple[int, int]] = {}  # arm → units, successes
@@ -235,15 +237,18 @@ class Sim:
                 if value is not None:
                     self.tags[version, key] = value
             case do.WriteAudit(trial=trial):
-                if trial.id not in self.audits:
+                if trial.id not in self.records:
                     self.audits.append(trial.id)
-                    self._keep(trial.id, self.aliases.get("champion"))
+                self._record(trial.id, self.aliases.get("champion"))
             case do.WriteMove(move=move):
-                if self.anchor is None or self.anchor.key != move.key:
+                if move.key not in self.records:
                     self.moves.append((move.before, move.after))
-                    self._keep(move.key, move.after)
+                self._record(move.key, move.after)
             case _:
                 raise TypeError(action)
+        self._effect()
+
+    def _effect(self) -> None:
         self.effects += 1
         if self.crash_at is not None and self.effects == self.crash_at:
             raise CrashedError
@@ -253,9 +258,15 @@ class Sim:
         if look and (look.units not in looks or look.judgement.look):
             looks[look.units] = look
 
-    def _keep(self, key: str, champion: str | None) -> None:
-        number = self.anchor.sequence + 1 if self.anchor else 1
-        self.anchor = Anchor(key, NAME, number, f"{number:064}", champion)
+    def _record(self, key: str, champion: str | None) -> None:
+        """First in MLflow, then the record's hash in the store; what is there already stays."""
+        self.records.setdefault(key, champion)
+        self._effect()
+        number = list(self.records).index(key) + 1
+        if key not in self.anchored:
+            self.anchored.append(key)
+            if self.anchor is None or self.anchor.sequence < number:
+                self.anchor = Anchor(key, NAME, number, f"{number:064}", self.records[key])
 
     def _check_ready(self, app: dict[str, Any]) -> None:
         """Promise 2: whatever newly gets traffic has been warmed up in every replica."""

@@ -195,6 +195,7 @@ class AnyWorld(RuleBasedStateMachine):
             assert champion == sim.state.served  # the last one goes on
         elif wished != champion:
             assert wished in sim.broken | {"4"} | set(sim.state.refused)
+        assert sim.anchored == list(sim.records)  # else a record looks as if it had been slipped in
         closed = [trial.id for trial in sim.trials.values() if trial.state == "closed"]
         assert sorted(sim.audits) == sorted(closed)
 

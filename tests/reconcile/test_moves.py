@@ -75,3 +75,29 @@ def test_a_death_after_any_effect_records_it_once(make_sim, effect: int):
     sim.run()
     assert sim.moves == [("1", "2"), ("2", "3")]
     assert sim.state.served == "3"
+
+
+@pytest.mark.parametrize("effect", range(1, 11))
+@pytest.mark.parametrize("back", ["1", None])
+def test_a_death_before_the_store_has_its_hash_leaves_no_record_that_looks_slipped_in(
+    make_sim, effect: int, back: str | None
+):
+    """The record's hash is noted although the person has taken the move back meanwhile."""
+    sim = serving(make_sim)
+    sim.aliases["champion"] = "2"
+    sim.crash_at = sim.effects + effect
+    while sim.effects < sim.crash_at:
+        sim.one_pass()
+        sim.tick()
+        if sim.now > 1_000_100:
+            break
+        sim.now += 1
+    del sim.aliases["champion"]
+    if back is not None:
+        sim.aliases["champion"] = back
+    sim.run()
+    assert sim.anchored == list(sim.records)
+    sim.aliases["champion"] = "3"
+    sim.run()
+    assert sim.anchored == list(sim.records)
+    assert sim.moves[-1][1] == "3"

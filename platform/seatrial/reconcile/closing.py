@@ -13,7 +13,6 @@ from seatrial.reconcile.actions import (
     MoveAlias,
     TagVersion,
     WriteAudit,
-    WriteMove,
 )
 from seatrial.reconcile.steering import unloadable
 from seatrial.reconcile.view import View
@@ -125,18 +124,22 @@ def record(trial: Trial, decision: Decision) -> list[Action]:
     ]
 
 
-def moved_by_hand(view: View) -> list[Action]:
-    """The record of a champion that nobody's trial made champion, until it is written.
+def moved_by_hand(view: View) -> ChampionMove | None:
+    """A champion that nobody's trial made champion, until its record is written.
 
-    Told from the newest record, else from who was served; the first champion of all follows nobody.
+    Told from the newest record, else from who was served; the first champion of all follows nobody. One whose
+    record may be there already, without its hash in the store, comes first.
     """
     last, name = view.observed.last_anchor, view.desired.name
+    begun = view.observed.state.move
+    if begun is not None and (last is None or last.key != begun.key):
+        return begun
     before = (last.champion if last else None) or view.observed.state.served
     after = view.desired.aliases.get(CHAMPION)
     if before is None or after is None or before == after:
-        return []
+        return None
     key = f"{name}{MOVE_MARK}move-{last.sequence + 1 if last else 1}"
-    return [WriteMove(name, ChampionMove(key, name, before, after, PERSON))]
+    return ChampionMove(key, name, before, after, PERSON)
 
 
 def _said(arm: str, decision: Decision) -> str:

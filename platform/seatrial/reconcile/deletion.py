@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from seatrial.reconcile.actions import Action, PutApps, PutState, RemoveService
+from seatrial.reconcile.actions import Action, PutApps, PutState, RemoveService, WriteMove
 from seatrial.reconcile.closing import moved_by_hand, record
 from seatrial.reconcile.view import View, full_app_name
 
@@ -18,16 +18,18 @@ def take_down(view: View, deleted_at: float) -> list[Action]:
     name, trial, decision = view.desired.name, view.observed.trial, view.observed.decision
     if trial is not None and decision is not None:
         return record(trial, decision)
-    written = moved_by_hand(view)
-    if written:
-        return written
+    state = view.observed.state
+    move = moved_by_hand(view)
+    if move is not None:
+        noted: list[Action] = [] if state.move == move else [PutState(name, replace(state, move=move))]
+        return [*noted, WriteMove(name, move)]
     prefix = full_app_name(name, "")
     listed = {each: app for each, app in view.apps.items() if each == name or each.startswith(prefix)}
     if not listed:
         return [RemoveService(name, deleted_at)]
     message = "it was deleted: Ray Serve is ending its engines"
-    state = replace(view.observed.state, phase="deleting", message=message)
-    actions: list[Action] = [PutState(name, state)] if state != view.observed.state else []
+    leaving = replace(state, phase="deleting", message=message, move=None)
+    actions: list[Action] = [PutState(name, leaving)] if leaving != state else []
     if any(app.status != "DELETING" for app in listed.values()):
         actions.append(PutApps(name, (), tuple(sorted(listed))))
     return actions

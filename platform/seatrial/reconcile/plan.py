@@ -23,6 +23,7 @@ from seatrial.reconcile.actions import (
     PutApps,
     PutState,
     TagVersion,
+    WriteMove,
 )
 from seatrial.reconcile.closing import decide_or_look, move_aliases, moved_by_hand, no_evidence, record
 from seatrial.reconcile.deletion import take_down
@@ -65,17 +66,18 @@ def plan_service(
     actions = [*looks, *_load_error_tags(view)]
     puts = _put_apps(view)
     actions += _note_served(view)
-    moves = [] if trial is not None else moved_by_hand(view)
+    move = moved_by_hand(view) if trial is None else None
     state = _state(view, is_changing=bool(puts))
-    if moves:  # who was served is kept until the record of the move is: it is told by it
-        state = replace(state, served=known.state.served)
+    if move is not None:  # who was served is kept until the record of the move is: it is told by it
+        state = replace(state, served=known.state.served, move=move)
     if state != known.state:
         actions.append(PutState(desired.name, state))
     actions += puts
     if trial is not None and decision is not None:
         actions += record(trial, decision)
     elif trial is None:
-        actions += moves if puts else [*moves, *open_trial(view)]
+        actions += [] if move is None else [WriteMove(desired.name, move)]
+        actions += [] if puts else open_trial(view)
     return actions
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from seatrial.experiments.evidence import Evidence
-from seatrial.experiments.record import Anchor
+from seatrial.experiments.record import Anchor, ChampionMove
 from seatrial.experiments.trial import Decision, Trial
 
 # vLLM loads these; adapters run inside the base's engine, the others in an application of their own.
@@ -75,6 +75,8 @@ class ServiceState:
     config_at: float = 0.0
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     """What the replicas were built from when they last all ran."""
+    move: ChampionMove | None = None
+    """The move by hand whose record was begun: it is finished whatever becomes of the alias meanwhile."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON that :meth:`from_json` reads."""
@@ -84,7 +86,8 @@ class ServiceState:
     def from_json(cls, value: Mapping[str, Any]) -> ServiceState:
         """The inverse of :meth:`to_json`; missing keys get their defaults."""
         refused = {version: Refusal(**each) for version, each in value.get("refused", {}).items()}
-        return cls(**{**value, "refused": refused})
+        move = ChampionMove(**value["move"]) if value.get("move") else None
+        return cls(**{**value, "refused": refused, "move": move})
 
 
 @dataclass(frozen=True)
