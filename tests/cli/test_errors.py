@@ -186,6 +186,7 @@ def test_strangers_may_only_call_on_loopback(
         (["up", "--mlflow-prt", "1"], "No such option: --mlflow-prt"),
         (["up", "--mlflow-port", "high"], "Invalid value for '--mlflow-port'"),
         (["train"], "Missing argument 'RECIPE'"),
+        (["jobs"], "Missing command. See `seatrial jobs --help`"),
         (["data", "unknown", "x.jsonl"], "data: unknown: unknown: give one of stdlib-docs"),
         (["schema", "thing"], "Invalid value for 'kind': 'thing' is not one of"),
         (["key", "Not A Slug"], "NAME: Not A Slug"),
@@ -214,6 +215,20 @@ def test_a_bug_is_one_line_that_names_the_file_with_its_traceback(
     kept = Path(said[0].rsplit("traceback: ", 1)[1])
     assert kept.parent == Path(".seatrial") / "logs"
     assert "Traceback (most recent call last)" in kept.read_text()
+
+
+def test_a_bug_repeats_no_secret(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home" / "logs").mkdir(parents=True)
+
+    def fails() -> None:
+        raise KeyError("postgresql://joe:hunter2@db/x")
+
+    monkeypatch.setattr("seatrial.cli.jobs.addresses", fails)
+    code, _, said = run("jobs", "submit", "--", "x", "--password", "hunter2")
+    assert code == 70
+    kept = Path(said[0].rsplit("traceback: ", 1)[1]).read_text()
+    assert "fails" in kept
+    assert "hunter2" not in said[0] + kept
 
 
 def test_the_installed_command_ends_with_the_same_code(tmp_path: Path) -> None:

@@ -42,7 +42,6 @@ app = typer.Typer(
     help="Show, follow, stop and retry the jobs of the queue.",
     add_completion=False,
     rich_markup_mode=None,
-    no_args_is_help=True,
 )
 JobArgument = Annotated[
     str, typer.Argument(metavar="JOB", help="Its id, or the beginning of it.", show_default=False)

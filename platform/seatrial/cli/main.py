@@ -141,9 +141,11 @@ def main(arguments: list[str]) -> int:
         _complain("interrupted")
         return 130
     except Exception as error:
-        _complain(
-            f"unexpected {type(error).__name__}: {_first_line(error)}: a bug; traceback: {_kept(arguments)}"
-        )
+        from seatrial.submission.screening import redact
+
+        what = redact(f"unexpected {type(error).__name__}: {_first_line(error)}")
+        kept = _kept(redact(f"seatrial {' '.join(arguments)}\n\n{traceback.format_exc()}"))
+        _complain(f"{what}: a bug; traceback: {kept}")
         return UNEXPECTED
     return code if isinstance(code, int) else 0
 
@@ -161,9 +163,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or ["no message"])[0]
 
 
-def _kept(arguments: list[str]) -> Path:
-    """Write the traceback of the exception that is handled now, beside the stack's logs if there are some."""
-    text = f"seatrial {' '.join(arguments)}\n\n{traceback.format_exc()}"
+def _kept(text: str) -> Path:
+    """Write a traceback beside the stack's logs if there are some."""
     name = f"seatrial-error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     for folder in (
         Path(os.environ.get("SEATRIAL_HOME") or ".seatrial") / "logs",

@@ -137,8 +137,9 @@ def _of_service(name: str) -> tuple[Mapping[str, Any], float | None]:
     try:
         found = store.services().get(name)
         if found is None:
-            known = ", ".join(store.services()) or "none is deployed"
-            raise UserError(f"SERVICE: {name}: no such service: use one of {known}")
+            known = ", ".join(store.services())
+            fix = f"use one of {known}" if known else "none is deployed: leave it out"
+            raise UserError(f"SERVICE: {name}: no such service: {fix}")
         return found["config"]["trial"], store.units_per_day(name, now=time.time())
     finally:
         store.close()
