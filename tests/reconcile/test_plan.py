@@ -110,6 +110,18 @@ def test_a_challenger_that_cannot_be_loaded_opens_no_trial_and_is_tried_again_la
     assert sim.trials["support-chat-1"].challenger == "2"
 
 
+def test_what_a_replica_says_of_a_hostile_version_makes_a_terminal_do_nothing(sim):
+    sim.aliases["champion"] = "1"
+    sim.run()
+    sim.refusing = "\x1b]0;owned\x07the file \x1b[2Ja.safetensors\x00\r\nis broken"
+    sim.aliases["champion"] = "2"
+    sim.run()
+    sim.now += 60
+    sim.run()
+    assert "the file a.safetensors is broken" in sim.state.message
+    assert sim.state.message.isprintable()
+
+
 def test_a_clock_that_is_set_back_makes_no_version_wait_for_it(sim):
     sim.aliases["champion"] = "1"
     sim.run()

@@ -10,6 +10,7 @@ from typing import Any
 from seatrial.experiments.assignment import Namespace
 from seatrial.experiments.namespaces import namespace_of, trouble
 from seatrial.experiments.trial import CHAMPION, PREVIOUS, SHADOW, Trial, is_challenger
+from seatrial.monitoring.logs import plain
 from seatrial.reconcile.world import AppStatus, DesiredService, ObservedService, ReplicaStatus, VersionInfo
 
 ENGINE_DEPLOYMENT = "Engine"
@@ -199,4 +200,5 @@ class View:
 
 
 def _trouble(text: str) -> str:
-    return " ".join(text.removeprefix("error:").split())[:500]
+    """One line that a terminal only shows: names of a version's files are in it."""
+    return plain(" ".join(text.removeprefix("error:").split()))[:500]
