@@ -269,6 +269,15 @@ def test_a_link_out_of_the_folder_does_not_travel(tmp_path: Path) -> None:
         (folder / "inner" / "link").unlink()
 
 
+def test_a_folder_that_cannot_be_packed_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x\udcff.txt").write_text("a name of some other encoding")
+    with pytest.raises(
+        UserError, match=r"--upload: .*: cannot be packed \(.*name what cannot travel"
+    ) as caught:
+        pack(tmp_path)
+    assert str(caught.value).isprintable()
+
+
 def test_a_folder_that_is_too_large_is_refused_before_it_is_packed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

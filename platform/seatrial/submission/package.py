@@ -34,12 +34,23 @@ def pack(folder: Path) -> Package:
     The digest is of names and contents, so that the same files are the same package at any time.
 
     Raises:
-        UserError: more than :data:`LARGEST_MB`, or a link that leads out of the folder.
+        UserError: more than :data:`LARGEST_MB`, a link that leads out of the folder, or a file that cannot be
+            read or has a name that no zip file takes.
     """
-    from ray._private.runtime_env.packaging import create_package
-
     quiet = logging.getLogger("seatrial.package")
     quiet.setLevel(logging.CRITICAL)
+    try:
+        return _packed(folder, quiet)
+    except (OSError, ValueError) as error:  # a file that is not ours to read, or gone by now; its name
+        raise UserError(
+            f"--upload: {folder}: cannot be packed ({error}): name what cannot travel in .gitignore, "
+            "or use --no-upload"
+        ) from error
+
+
+def _packed(folder: Path, quiet: logging.Logger) -> Package:
+    from ray._private.runtime_env.packaging import create_package
+
     _look_through(folder, quiet)
     with tempfile.TemporaryDirectory() as place:
         target = Path(place) / "package.zip"
