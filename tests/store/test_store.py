@@ -249,6 +249,9 @@ def test_a_planned_look_takes_the_place_of_another_at_its_units_and_of_nothing_e
     assert [(each.units, each.at) for each in store.looks("svc-1")] == [(8, 1.0), (9, 2.0)]
     store.add_look(Look("svc-1", 12, 4.0, {}, replace(judgement, look=2), planned_units=14))
     assert store.evidence(trial(), now=5.0).looks == (9, 14)
+    # An arm has left, nobody came since: alpha spent at the second look must not be spent once more.
+    store.add_look(Look("svc-1", 12, 5.0, {}, replace(judgement, look=3), planned_units=20))
+    assert store.evidence(trial(), now=6.0).looks == (9, 14)
 
 
 def test_steps_that_are_noted_at_the_same_moment_are_all_kept(store):

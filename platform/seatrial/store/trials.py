@@ -145,10 +145,16 @@ def read_decision(connection: Connection, trial_id: str) -> Decision | None:
 
 
 def add_look(connection: Connection, look: Look) -> None:
-    """Insert the look; one at the same number of units stays as it is, unless this one was planned."""
+    """Insert the look; one at the same number of units stays as it is, unless only this one was planned.
+
+    Two planned ones can meet where an arm has left and the plan counts the units of those that are left: had
+    the second the first one's place, the plan would have taken one look less than it has.
+    """
     if look.judgement.look is not None:
         at = (looks.c.trial_id == look.trial_id, looks.c.units == look.units)
-        connection.execute(delete(looks).where(*at))
+        kept = connection.execute(select(looks).where(*at)).mappings().first()
+        if kept is not None and _look(kept).judgement.look is None:
+            connection.execute(delete(looks).where(*at))
     plain = look.to_json()
     body = {"judgement": plain["judgement"], "exposures": dict(look.exposures)}
     if look.planned_units is not None:
