@@ -94,6 +94,19 @@ def test_a_challenger_that_fails_in_a_new_replica_is_rolled_back(sim):
     assert sim.traffic["aliases"] == {"champion": "1"}
 
 
+def test_a_challenger_that_a_new_replica_goes_on_trying_is_not_rolled_back_however_much_it_says(sim):
+    sim.aliases |= {"champion": "1", "challenger": "2"}
+    sim.run()
+    said = f"error: models:/{'n' * 63}/2: its artifact did not arrive ({'x ' * 200}), trying again"
+    sim._load = lambda version: said if version == "2" else "ready"
+    sim.listed.append("r3")
+    for _ in range(5):
+        sim.one_pass()
+        sim.tick()
+    assert sim.trials["support-chat-1"].state == "open"
+    assert sim.decisions == {}
+
+
 @pytest.mark.parametrize(("alias", "after"), [("challenger", {"champion": "2", "challenger": "3"}),
                                               ("champion", {"champion": "3"})])  # fmt: skip
 def test_a_move_between_the_decision_and_its_aliases_is_left_standing(sim, alias, after):

@@ -21,6 +21,7 @@ CONFIG = "config"
 REFUSED_S = 15.0
 # How a replica ends the text of a trouble that may pass, such as MLflow being away.
 TRYING_AGAIN = "trying again"
+MOST_CHARS = 500
 
 
 def full_app_name(service: str, version: str) -> str:
@@ -200,5 +201,8 @@ class View:
 
 
 def _trouble(text: str) -> str:
-    """One line that a terminal only shows: names of a version's files are in it."""
-    return plain(" ".join(text.removeprefix("error:").split()))[:500]
+    """One line that a terminal only shows: names of a version's files are in it. Its end says whether the
+    replica tries again, so a long one is cut before that."""
+    said = plain(" ".join(text.removeprefix("error:").split()))
+    end = f"…, {TRYING_AGAIN}" if said.endswith(TRYING_AGAIN) else ""
+    return said if len(said) <= MOST_CHARS else said[: MOST_CHARS - len(end)] + end
