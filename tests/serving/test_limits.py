@@ -113,6 +113,10 @@ def schema_format(schema: dict[str, Any]) -> dict[str, Any]:
         {"properties": {"pattern": "(a+)+"}, "items": {"$ref": "#/properties"}},
         {"$defs": {"a": {"properties": {"pattern": "(a+)+"}}}, "$ref": "#/$defs/a/properties"},
         {"$ref": {"a": 1}},
+        {"enum": ["x" * 20_000]},
+        {"enum": [f"{number:03}" + "x" * 60 for number in range(300)]},
+        {"properties": {f"{number:03}" + "x" * 90: {} for number in range(200)}},
+        {"const": {"description": "x" * 20_000}},
     ],
 )
 def test_what_takes_the_grammars_compiler_for_ever_is_refused(schema: dict[str, Any]) -> None:
@@ -123,6 +127,13 @@ def test_what_takes_the_grammars_compiler_for_ever_is_refused(schema: dict[str, 
         with pytest.raises(HttpError) as refused:
             chat(**fields)
         assert refused.value.param == next(iter(fields))
+
+
+def test_a_schema_may_be_described_at_any_length() -> None:
+    described = {"type": "string", "description": "x" * 20_000, "title": "y" * 20_000}
+    chat(response_format=schema_format({"type": "object", "properties": {"a": described}}))
+    function = {"name": "f", "description": "z" * 20_000, "parameters": described}
+    chat(tools=[{"type": "function", "function": function}])
 
 
 def test_properties_may_have_any_name() -> None:
