@@ -14,8 +14,10 @@ import pytest
 import torch
 from torch import nn
 
+from seatrial.config.jobs import JobsConfig
 from seatrial.config.run import RunSection
 from seatrial.config.search import SearchSection
+from seatrial.config.tune import TuneRecipe
 from seatrial.errors import SeatrialError, UserError
 from seatrial_jobs.checkpoints import checkpoint
 from seatrial_jobs.loop import Schedule, optimizer_for
@@ -23,7 +25,7 @@ from seatrial_jobs.search import lineage, plot, tell
 from seatrial_jobs.search.algorithms import suggest
 from seatrial_jobs.search.journal import Generation, Journal, Origin, Report, Trial, best
 from seatrial_jobs.search.observer import Observer
-from seatrial_jobs.search.room import await_room, room
+from seatrial_jobs.search.room import await_room, each_trial, grown, room
 from seatrial_jobs.search.schedulers import Halving, Population, explore
 from seatrial_jobs.search.supply import config_of
 from seatrial_jobs.search.tidy import Tidier
@@ -379,6 +381,36 @@ def test_a_population_that_the_cluster_cannot_hold_is_refused_at_once() -> None:
     population = search(scheduler={"type": "pbt", "interval_steps": 5}, trials=4)
     with pytest.raises(UserError, match=r"the cluster has room for 3: .* larger cluster"):
         await_room(population, {"CPU": 2.0}, {"CPU": 6.0}, dict)
+
+
+def test_a_population_that_an_autoscaler_makes_room_for_starts_so_that_it_does() -> None:
+    population = search(scheduler={"type": "pbt", "interval_steps": 5}, trials=4)
+    each, now = {"CPU": 2.0, "GPU": 1.0}, {"CPU": 2.0}
+    limits = JobsConfig.model_validate({"grows_to": {"cpus": 64, "gpus": 4}})
+    assert await_room(population, each, now, lambda: now, grows_to=grown(limits)) == 4
+    fewer = JobsConfig.model_validate({"grows_to": {"cpus": 64, "gpus": 3}})
+    with pytest.raises(UserError, match="larger cluster"):
+        await_room(population, each, now, lambda: now, grows_to=grown(fewer))
+
+
+@pytest.mark.parametrize(("scheduler", "cpus"), [("pbt", 2.0), ("none", 8.0)])
+def test_an_elastic_population_starts_with_the_fewest_workers_as_the_queue_counts(
+    scheduler: str, cpus: float
+) -> None:
+    chosen = {"type": scheduler, **({"interval_steps": 5} if scheduler == "pbt" else {})}
+    recipe = TuneRecipe.model_validate(
+        {
+            "name": "x",
+            "service": "x",
+            "data": {"train": "x.jsonl"},
+            "model": {"base": "./b"},
+            "method": {"type": "lora"},
+            "run": {"steps": 20, "batch_rows": 8},
+            "resources": {"workers": [1, 4], "cpus_per_worker": 2.0},
+            "search": {"space": {"run.learning_rate": SPACE["run.learning_rate"]}, "scheduler": chosen},
+        }
+    )
+    assert each_trial(recipe, {"CPU": 8.0}) == {"CPU": cpus}
 
 
 def test_another_search_takes_the_room_that_there_is() -> None:

@@ -13,6 +13,8 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
+from seatrial.config.addresses import Addresses
+from seatrial.config.jobs import read_jobs_config
 from seatrial.config.tune import TuneRecipe
 from seatrial.errors import SeatrialError, UserError
 from seatrial.registry import runs
@@ -63,7 +65,11 @@ def _search(parent: Job, recipe: TuneRecipe, journal: Journal) -> None:
     jobs.on_termination()  # ray.init put its own handlers in place
     try:
         held = room.await_room(
-            recipe.search, trainer.needs(recipe), ray.cluster_resources(), ray.available_resources
+            recipe.search,
+            room.each_trial(recipe, trainer.needs(recipe)),
+            ray.cluster_resources(),
+            ray.available_resources,
+            grows_to=room.grown(read_jobs_config(Addresses.resolve().home)),
         )
         parent.usage.gpus = min(held, recipe.search.count) * trainer.needs(recipe).get("GPU", 0.0)
         say(f"room for {held} trials at a time")

@@ -6,7 +6,9 @@ import math
 import time
 from collections.abc import Callable, Mapping
 
+from seatrial.config.jobs import JobsConfig
 from seatrial.config.search import SearchSection
+from seatrial.config.tune import TuneRecipe
 from seatrial.errors import UserError
 from seatrial_jobs.events import say
 
@@ -36,18 +38,22 @@ def await_room(
     all_resources: Resources,
     look: Callable[[], Resources],
     *,
+    grows_to: Resources | None = None,
     wait_s: float = WAIT_S,
 ) -> int:
     """Trials that fit at a time now, each with the resources ``each``.
 
     Population-based training compares trials that run together: room for all of them is waited for, if the
-    cluster as a whole has it. ``look`` tells what is free.
+    cluster as a whole has it. ``look`` tells what is free. Of a cluster that an autoscaler ``grows_to`` more
+    it is asked for instead, by starting them: nodes come for what waits in Ray alone.
 
     Raises:
         UserError: not all of a population fit, into the cluster or within ``wait_s`` into what is free.
     """
     limit, least = search.max_concurrent, search.least_at_a_time
     most = room(all_resources, each, limit)
+    if grows_to is not None and most < least <= room(grows_to, each, limit):
+        return least
     if most < least:
         raise _too_small(search, f"the cluster has room for {most}", "use a larger cluster")
     end = time.monotonic() + wait_s
@@ -61,6 +67,21 @@ def await_room(
         time.sleep(LOOK_EVERY_S)
         held = room(look(), each, limit)
     return held
+
+
+def each_trial(recipe: TuneRecipe, most: Resources) -> Resources:
+    """What a trial must have room for: ``most``, which is all the workers that it may come to have; in a
+    population, which must start as a whole, the least of them, as the queue counts it."""
+    if recipe.search.least_at_a_time == 1:
+        return most
+    share = recipe.resources.min_workers / recipe.resources.max_workers
+    return {name: amount * share for name, amount in most.items()}
+
+
+def grown(config: JobsConfig) -> Resources | None:
+    """What an autoscaler may grow the cluster to, by the operator's file."""
+    limits = config.grows_to
+    return None if limits is None else {"CPU": limits.cpus, "GPU": limits.gpus}
 
 
 def _too_small(search: SearchSection, cause: str, fix: str) -> UserError:
