@@ -48,6 +48,7 @@ def test_every_bad_field_is_one_line_with_its_option():
     [
         ({"promot": "true"}, "-C promot: unknown option"),
         ({"promote": "perhaps"}, "-C promote: perhaps: give true or false"),
+        ({"engine.base": Path("base")}, f"-C engine.base: {Path('base')!r}: no plain value: "),
         ({"as": "winner"}, "-C as: winner: give challenger, challenger-b, champion or shadow"),
         ({"as": f"challenger-{'b' * 22}"}, f"-C as: challenger-{'b' * 22}: give challenger,"),
         ({"as": "7"}, "-C as: 7: give challenger"),

@@ -80,12 +80,25 @@ class Options:
 
 
 def _value(name: str, value: Any) -> Any:
-    if not isinstance(value, str) or name == "config":
+    if name == "config":
         return value
+    if not isinstance(value, str):
+        return _plain(name, value)
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise UserError(f"-C {name}: {value}: no YAML value: mend the syntax") from error
+
+
+def _plain(name: str, value: Any) -> Any:
+    """What Python gives, where a configuration can hold it."""
+    try:
+        yaml.safe_dump(value)
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"-C {name}: {value!r}: no plain value: give text, a number, true or false, a list or a dict"
+        ) from error
+    return value
 
 
 def _with(values: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:
