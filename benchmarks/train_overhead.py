@@ -67,6 +67,7 @@ def alternate(spec: Any) -> dict[str, list[float]]:
     from seatrial.config.method import FullMethod
     from seatrial_jobs import methods
     from seatrial_jobs.batches import Batches
+    from seatrial_jobs.checkpoints.keeper import Keeper
     from seatrial_jobs.loop import Schedule, Step, autocast_for, optimizer_for, train
     from seatrial_jobs.workers import watch, worker
     from seatrial_jobs.workers.preemption import Notice
@@ -80,7 +81,8 @@ def alternate(spec: Any) -> dict[str, list[float]]:
     schedule, autocast = Schedule.of(run, spec.steps), autocast_for(run, share.device)
     recorder = worker._recorder(spec) if share.rank == 0 else None
     notice = Notice(share, ray.train.get_preemption_info)
-    seen = watch.Watch(spec, share, model, optimizer, schedule, None, autocast, recorder, notice=notice)
+    keeper = Keeper(spec, share, model, optimizer, schedule, recorder)
+    seen = watch.Watch(keeper, None, autocast, notice=notice)
     batches = Batches(packed, run.batch_rows, run.accumulate, run.seed, share)
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
     losses: list[tuple[float, float]] = []

@@ -23,6 +23,7 @@ from seatrial.errors import UserError
 from seatrial_jobs import ledger, methods, sharding
 from seatrial_jobs.batches import Batches, Share
 from seatrial_jobs.checkpoints import checkpoint
+from seatrial_jobs.checkpoints.keeper import Keeper
 from seatrial_jobs.data.chat import IGNORED, Encoded
 from seatrial_jobs.data.pack import Packed, pack
 from seatrial_jobs.evaluate import Question, answer, heldout_loss
@@ -107,8 +108,8 @@ class Training:
             driver=driver and driver.driver,
             tidies=True,
         )
-        parts = (self.share, self.model, self.optimizer, self.schedule, None, nullcontext, None)
-        return Watch(spec, *parts)
+        keeper = Keeper(spec, self.share, self.model, self.optimizer, self.schedule, None)
+        return Watch(keeper, None, nullcontext)
 
     def go(self, *, until: int | None = None) -> list[float]:
         """The losses of all steps from the last checkpoint on, or until the end of step ``until``."""

@@ -17,6 +17,7 @@ from seatrial.config.run import RunSection, SpikesSection
 from seatrial_jobs import ledger
 from seatrial_jobs.batches import Batches, Share
 from seatrial_jobs.checkpoints.checkpoint import plain
+from seatrial_jobs.checkpoints.keeper import Keeper
 from seatrial_jobs.data.chat import Encoded
 from seatrial_jobs.data.pack import Packed, pack
 from seatrial_jobs.loop import Schedule, Step, optimizer_for, train
@@ -93,7 +94,8 @@ def training(
     if share.size > 1:
         model = nn.parallel.DistributedDataParallel(model)
     optimizer, schedule = optimizer_for(model, settings), Schedule.of(settings, STEPS)
-    watch = Watch(_spec(place, settings), share, model, optimizer, schedule, None, nullcontext, None)
+    keeper = Keeper(_spec(place, settings), share, model, optimizer, schedule, None)
+    watch = Watch(keeper, None, nullcontext)
     batches = Batches(packed, 8, 1, 0, share)
     guard = watch.watch_for_spikes(settings.spikes, batches) if settings.spikes else None
     start, found = watch.restore(), Found()

@@ -140,7 +140,8 @@ class Bench:
         self.room = room
         notice = Notice(ALONE, self.asked, room)
         schedule = Schedule(1.0, 0, 100)
-        self.watch = Watch(spec, ALONE, model, optimizer, schedule, None, nullcontext, None, notice=notice)
+        keeper = Keeper(spec, ALONE, model, optimizer, schedule, None)
+        self.watch = Watch(keeper, None, nullcontext, notice=notice)
 
     def asked(self) -> PreemptionInfo | None:
         return (
@@ -266,7 +267,7 @@ def undisturbed(values: dict[str, Any], steps: int) -> list[float]:
 
 
 @pytest.mark.slow
-def test_a_drained_node_costs_no_step_and_a_new_one_is_used(
+def test_a_drained_node_costs_workers_that_share_a_model_no_step_and_a_new_one_is_used(
     machines: Machines, tiny_base: Path, data: Path, mlflow_uri: str, tmp_path: Path
 ) -> None:
     leaving = machines.join()
@@ -274,7 +275,7 @@ def test_a_drained_node_costs_no_step_and_a_new_one_is_used(
         tiny_base, data, tmp_path / "jobs", steps=STEPS, checkpoint_every=None, max_failures=0
     )
     values["method"]["dropout"] = 0.0
-    values["resources"] |= {"workers": [1, 2], "resize_every_s": 2.0}
+    values["resources"] |= {"workers": [1, 2], "resize_every_s": 2.0, "sharding": "full"}
     job = machines.submit(values)
     run_id = str(until(lambda: job.events("run"))[0]["run_id"])
 

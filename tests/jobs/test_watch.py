@@ -48,10 +48,10 @@ class Bench:
         self.watch = self.made()
         self.watch.begin(Batches(ROWS, 4, 1, 0, ALONE))
 
-    def made(self, **how: Any) -> Watch:
-        schedule = Schedule(1.0, 0, 100)
-        parts = (self.spec, ALONE, self.model, self.optimizer, schedule, None, nullcontext, self.recorder)
-        return Watch(*parts, clock=lambda: self.now, **how)
+    def made(self, tokens_digest: str = "") -> Watch:
+        parts = (self.spec, ALONE, self.model, self.optimizer, Schedule(1.0, 0, 100), self.recorder)
+        keeper = Keeper(*parts, tokens_digest=tokens_digest)
+        return Watch(keeper, None, nullcontext, clock=lambda: self.now)
 
     def step(self, number: int, *, takes_s: float, loss: float = 1.0) -> None:
         self.now += takes_s

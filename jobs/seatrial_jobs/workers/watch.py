@@ -10,17 +10,16 @@ from typing import Any, NoReturn
 
 import ray.train
 import torch
-from torch import nn
 
 from seatrial.config.run import SpikesSection
 from seatrial.registry import runs
-from seatrial_jobs.batches import Batches, Share, rows_at_once
+from seatrial_jobs.batches import Batches, rows_at_once
 from seatrial_jobs.checkpoints.keeper import Keeper
 from seatrial_jobs.data.pack import Packed
 from seatrial_jobs.evaluate import heldout_loss
-from seatrial_jobs.loop import Schedule, Step
-from seatrial_jobs.recorder import Recorder, point
-from seatrial_jobs.spec import HopelessError, Spec
+from seatrial_jobs.loop import Step
+from seatrial_jobs.recorder import point
+from seatrial_jobs.spec import HopelessError
 from seatrial_jobs.workers.guard import Guard
 from seatrial_jobs.workers.preemption import Call, Notice
 
@@ -31,28 +30,25 @@ LAST_WORDS_S = 5.0
 
 
 class Watch:
-    """Sees every step: hands measurements over, evaluates, saves; and restores when the job starts again."""
+    """Sees every step: hands measurements over, evaluates, saves; and restores when the job starts again.
+
+    ``keeper`` keeps what is trained, and knows where its measurements go.
+    """
 
     def __init__(
         self,
-        spec: Spec,
-        share: Share,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        schedule: Schedule,
+        keeper: Keeper,
         heldout: Packed | None,
         autocast: Callable[[], AbstractContextManager[object]],
-        recorder: Recorder | None,
         *,
-        tokens_digest: str = "",
         apart: bool = False,
         notice: Notice | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.spec, self.share, self.schedule, self.model = spec, share, schedule, model
-        self.heldout, self.autocast, self.recorder = heldout, autocast, recorder
+        self.keeper, self.heldout, self.autocast = keeper, heldout, autocast
+        self.spec, self.share, self.schedule = keeper.spec, keeper.share, keeper.schedule
+        self.model, self.recorder = keeper.model, keeper.recorder
         self.apart, self._clock = apart, clock
-        self.keeper = Keeper(spec, share, model, optimizer, schedule, recorder, tokens_digest=tokens_digest)
         self.notice = notice
         self.guard: Guard | None = None
         self._steps: list[Step] = []

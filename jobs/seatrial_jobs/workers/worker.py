@@ -24,7 +24,7 @@ from seatrial.registry import runs, versions
 from seatrial_jobs import ledger, methods, sharding
 from seatrial_jobs.batches import Batches, Share
 from seatrial_jobs.checkpoints import checkpoint
-from seatrial_jobs.checkpoints.keeper import PATIENCE_S
+from seatrial_jobs.checkpoints.keeper import PATIENCE_S, Keeper
 from seatrial_jobs.checkpoints.writer import patiently
 from seatrial_jobs.data.pack import Packed
 from seatrial_jobs.evaluate import Scores, answer, failed_gates, score
@@ -98,12 +98,10 @@ def _work(spec: Spec, share: Share, recorder: Recorder | None) -> Outcome:
     _seed(run.seed + 1 + share.rank)
     schedule = Schedule.of(run, spec.steps)
     autocast = autocast_for(run, share.device)
-    watch = Watch(
-        *(spec, share, model, optimizer, schedule, heldout, autocast, recorder),
-        tokens_digest=train_rows.digest,
-        apart=apart,
-        notice=Notice(share, ray.train.get_preemption_info),
-    )
+    parts = (spec, share, model, optimizer, schedule, recorder)
+    keeper = Keeper(*parts, tokens_digest=train_rows.digest)
+    notice = Notice(share, ray.train.get_preemption_info)
+    watch = Watch(keeper, heldout, autocast, apart=apart, notice=notice)
     batches = Batches(
         *(train_rows, run.batch_rows, run.accumulate, run.seed, share),
         fewest=spec.recipe.resources.min_workers,
