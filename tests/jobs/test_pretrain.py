@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from job_processes import Start
 
+from seatrial.config.recipe import PretrainRecipe
 from seatrial.registry import aliases, runs, versions
 from seatrial.registry.client import connect
+from seatrial_jobs.batches import Share
+from seatrial_jobs.evaluate import heldout_loss
+from seatrial_jobs.prepare import prepare
 
 pytestmark = pytest.mark.slow
 
@@ -36,14 +42,15 @@ def recipe(data: Path, storage: Path) -> dict[str, Any]:
             "learning_rate": 0.01,
             "storage": str(storage),
         },
-        "resources": {"workers": 1},
+        "resources": {"workers": 2, "sharding": "full", "threads_per_worker": 1},
     }
 
 
-def test_pretraining_registers_a_base_that_loads_and_is_its_champion(
+def test_workers_that_share_a_model_register_a_base_that_loads_and_is_its_champion(
     start_job: Start, data: Path, mlflow_uri: str, tmp_path: Path
 ) -> None:
-    job = start_job(recipe(data, tmp_path / "jobs"), module="pretrain")
+    values = recipe(data, tmp_path / "jobs")
+    job = start_job(values, module="pretrain")
     assert job.wait() == 0, "\n".join(job.lines())
     events = [line for line in job.lines() if line.startswith("::seatrial:: ")]
     assert '"event":"run"' in events[0], "the run's address comes first"
@@ -57,6 +64,10 @@ def test_pretraining_registers_a_base_that_loads_and_is_its_champion(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.architectures == ["LlamaForCausalLM"]
+    heldout = prepare(PretrainRecipe.model_validate(values), Path.cwd()).heldout
+    assert heldout is not None
+    loss = heldout_loss(model, heldout, 8, Share(0, 1, torch.device("cpu")), nullcontext)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.config.eos_token_id == tokenizer.eos_token_id
     assert tokenizer.chat_template
@@ -65,6 +76,7 @@ def test_pretraining_registers_a_base_that_loads_and_is_its_champion(
     losses = runs.history(run_id, "train/loss", uri=mlflow_uri)
     assert [step for step, _ in losses] == list(range(1, 21))
     assert losses[-1][1] < losses[0][1]
+    assert runs.history(run_id, "eval/loss", uri=mlflow_uri) == [(20, pytest.approx(loss, abs=1e-5))]
     run = connect(mlflow_uri).get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["run.learning_rate"] == "0.01"
