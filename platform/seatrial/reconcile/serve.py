@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,6 +10,7 @@ import httpx
 
 from seatrial.config.addresses import Addresses
 from seatrial.errors import RetryableError, SeatrialError
+from seatrial.monitoring.bearer import ray_token
 from seatrial.monitoring.logs import cause
 from seatrial.reconcile.world import AppStatus
 
@@ -95,19 +94,6 @@ class ServeApi:
         if answer.status_code >= 500:
             raise RetryableError(f"Ray: {self._url} answers {answer.status_code}: {_line(answer.text)}")
         return answer
-
-
-def ray_token(path: Path | None) -> str | None:
-    """Ray's token, from where Ray itself looks for it, or None when authentication is off."""
-    if os.environ.get("RAY_AUTH_MODE") == "disabled":
-        return None
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        return os.environ["RAY_AUTH_TOKEN"].strip()
-    path = path or Path.home() / ".ray" / "auth_token"
-    try:
-        return path.read_text(encoding="utf-8").strip() or None
-    except FileNotFoundError:
-        return None
 
 
 def _app(name: str, details: Mapping[str, Any]) -> AppStatus:
