@@ -141,13 +141,19 @@ def _home(env: Mapping[str, str], cwd: Path) -> Path:
     return (cwd / HOME_NAME).absolute()
 
 
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    return bool(parts.scheme and (parts.netloc or parts.scheme.startswith("sqlite")))
+
+
 def _url(field: str, value: str | None) -> str:
     text = (value or "").strip()
-    parts = urlsplit(text)
-    is_sqlite = parts.scheme.startswith("sqlite")
-    if not parts.scheme or not (parts.netloc or is_sqlite):
-        # A store's URL may hold a password, so it is not shown.
-        shown = "the value" if field == "store_url" else repr(text)
+    if not _is_url(text):
+        # It may hold a password, which stands before an `@`; the store's is not shown at all.
+        shown = "the value" if field == "store_url" else repr(text.rpartition("@")[2])
         like = "sqlite:///path/store.db" if field == "store_url" else "http://127.0.0.1:5000"
         raise UserError(f"{VARIABLES[field]}: {shown} is no URL: write it like {like}")
     return text if field == "store_url" else text.rstrip("/")
