@@ -7,6 +7,7 @@ from typing import Any
 
 from seatrial.config.service import HttpSection
 from seatrial_serving.errors import HttpError, bad
+from seatrial_serving.request import encode
 
 Body = dict[str, Any]
 
@@ -35,9 +36,12 @@ MAX_SCHEMA_NODES = 500
 # Bytes of names and literals: the engine compiles them letter by letter (xgrammar: 0.7 s for 16 thousand,
 # minutes for 240 thousand).
 MAX_SCHEMA_BYTES = 2**14
+# The same, a definition counted once more for each reference to one, which compiles it again.
+MAX_COMPILED_BYTES = 2**16
 # What people read: not compiled, unless it stands within a literal.
 REMARKS = frozenset({"description", "title", "$comment"})
 LITERALS = frozenset({"const", "enum"})
+DEFINITIONS = frozenset({"$defs", "definitions"})
 # What the engine compiles into automata that may take for ever: regular expressions, and sets of properties
 # of which so many must or may be there (xgrammar: 8 s for 200 properties).
 REFUSED_SCHEMA_KEYS = frozenset(
@@ -190,7 +194,6 @@ def _response_format(value: object) -> None:
 
 def _schema(root: object, param: str) -> None:
     """Bound a JSON schema: the engine compiles it into an automaton."""
-    _text(root, param)
     pending, nodes = [(root, 0, False)], 0
     while pending:
         value, depth, is_map = pending.pop()
@@ -203,24 +206,42 @@ def _schema(root: object, param: str) -> None:
             pending += [(item, depth + 1, not is_map and key in SCHEMA_MAPS) for key, item in value.items()]
         elif isinstance(value, list):
             pending += [(item, depth + 1, False) for item in value]
+    _text(root, param)
 
 
 def _text(root: object, param: str) -> None:
-    """Bound the names and literals of a JSON schema."""
-    pending, size = [(root, False)], 0
-    while pending:
-        value, is_literal = pending.pop()
-        if isinstance(value, str):
-            size += len(value.encode())
-        elif isinstance(value, list):
-            pending += [(item, is_literal) for item in value]
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                size += len(key.encode())
-                if is_literal or key not in REMARKS or not isinstance(item, str):
-                    pending.append((item, is_literal or key in LITERALS))
-    if size > MAX_SCHEMA_BYTES:
-        raise bad(param, f"{size} bytes", f"names and literals of a schema: at most {MAX_SCHEMA_BYTES}")
+    """Bound the names and literals of a JSON schema, as often as they are compiled."""
+    definitions: list[int] = [0]
+    refs: list[object] = []
+    size = _size(root, definitions, refs)
+    largest = size if "#" in refs else max(definitions)
+    if size > MAX_SCHEMA_BYTES or size + len(refs) * largest > MAX_COMPILED_BYTES:
+        most = f"at most {MAX_SCHEMA_BYTES} bytes, {MAX_COMPILED_BYTES} with those that `$ref` repeats"
+        raise bad(param, "schema", f"names and literals: {most}")
+
+
+def _size(value: object, definitions: list[int], refs: list[object], *, is_literal: bool = False) -> int:
+    """Bytes of names and literals; notes the size of each definition, and each reference."""
+    if isinstance(value, str):
+        return len(encode(value))
+    if isinstance(value, list):
+        return sum(_size(item, definitions, refs, is_literal=is_literal) for item in value)
+    if not isinstance(value, dict):
+        return 0
+    size = 0
+    for key, item in value.items():
+        size += len(encode(key))
+        if not is_literal and key in REMARKS and isinstance(item, str):
+            continue
+        if not is_literal and key in DEFINITIONS and isinstance(item, dict):
+            sizes = [_size(each, definitions, refs) for each in item.values()]
+            definitions += sizes
+            size += sum(sizes) + sum(len(encode(name)) for name in item)
+            continue
+        if not is_literal and key == "$ref":
+            refs.append(item)
+        size += _size(item, definitions, refs, is_literal=is_literal or key in LITERALS)
+    return size
 
 
 def _keywords(schema: Body, param: str) -> None:

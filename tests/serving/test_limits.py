@@ -117,6 +117,9 @@ def schema_format(schema: dict[str, Any]) -> dict[str, Any]:
         {"enum": [f"{number:03}" + "x" * 60 for number in range(300)]},
         {"properties": {f"{number:03}" + "x" * 90: {} for number in range(200)}},
         {"const": {"description": "x" * 20_000}},
+        {"enum": ["\x01" * 4000]},
+        {"$defs": {"a": {"enum": ["x" * 14_000]}}, "anyOf": [{"$ref": "#/$defs/a"}] * 100},
+        {"enum": ["x" * 14_000], "anyOf": [{"$ref": "#"}] * 100},
     ],
 )
 def test_what_takes_the_grammars_compiler_for_ever_is_refused(schema: dict[str, Any]) -> None:
