@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from seatrial.config.addresses import Addresses
 from seatrial.config.jobs import read_jobs_config
 from seatrial.errors import SeatrialError
-from seatrial.registry import runs
 from seatrial.submission import accounting
 from seatrial_jobs.events import complain
 
@@ -43,7 +42,6 @@ class Usage:
             return
         try:
             config = read_jobs_config(Addresses.resolve().home)
-            known = float(runs.tags_of(run_id, uri=uri).get(accounting.GPU_HOURS, 0.0))
-            accounting.write(run_id, known + self.gpu_hours, config, uri=uri)
+            accounting.add(run_id, self.gpu_hours, config, uri=uri)
         except (SeatrialError, ValueError) as error:
             complain(f"GPU-hours were not noted on the run: {error}")

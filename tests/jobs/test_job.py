@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from seatrial.config.jobs import JobsConfig
 from seatrial.config.recipe import TrainRecipe
 from seatrial.errors import RetryableError
 from seatrial.registry import runs
@@ -201,7 +202,12 @@ def test_a_job_that_runs_again_has_one_run_that_tells_of_the_last_time(
 
 @pytest.mark.slow
 def test_without_a_queue_a_job_notes_itself_what_all_its_drivers_used(
-    attempt: Attempt, values: dict[str, Any], mlflow: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    attempt: Attempt,
+    values: dict[str, Any],
+    mlflow: Any,
+    mlflow_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ):
     ended = [RuntimeError("the first time"), outcome(tmp_path / "version")]
 
@@ -225,6 +231,11 @@ def test_without_a_queue_a_job_notes_itself_what_all_its_drivers_used(
     assert hours == pytest.approx(4.0, abs=0.2)
     cost, currency = tags[accounting.COST].split()
     assert (float(cost), currency) == (pytest.approx(hours * 2.5, abs=0.02), "USD")
+    run = only_run(mlflow, values["name"])
+    for _ in range(2):  # the queue has worked in the same run for 3 hours, and may say so twice
+        accounting.write(run.info.run_id, 3.0, JobsConfig(), uri=mlflow_uri)
+    tags = only_run(mlflow, values["name"]).data.tags
+    assert float(tags[accounting.GPU_HOURS]) == pytest.approx(hours + 3.0, abs=1e-6)
 
 
 @pytest.mark.slow
