@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from seatrial.experiments.evidence import ArmEvidence, Evidence, Moments
-from seatrial.experiments.guardrails import SAME, TOO_FEW, watch, why_silent
+from seatrial.experiments.evidence import MIN_BUCKET, ArmEvidence, Evidence, Moments
+from seatrial.experiments.guardrails import NO_BUCKETS, SAME, TOO_FEW, watch, why_silent
 from seatrial.experiments.judgement import GuardrailResult
 from seatrial.experiments.metrics import stats_by_arm
 from seatrial.experiments.policy import GuardrailPolicy, MetricPolicy
@@ -115,3 +116,12 @@ def test_a_smallest_mean_is_rarely_missed_by_values_of_which_few_are_large() -> 
             for n in range(20, 1001, 20)
         )  # fmt: skip
     assert wrong / trials <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / trials)
+
+
+def test_a_smallest_quantile_below_zero_is_not_called_kept_by_values_that_are_not_told_apart() -> None:
+    rule = GuardrailPolicy("m", MetricPolicy("m", "quantile", quantile=0.5), limit=-1.0)
+    a, b = (replace(arm(x, 60, -300.0, 1500.0, "m"), histograms={"m": {MIN_BUCKET: 60}}) for x in "ab")
+    assert math.isnan(watched(rule, a, b).p)
+    assert why_silent(rule, a, b) == NO_BUCKETS
+    above = replace(b, histograms={"m": {3: 60}})
+    assert watched(rule, a, above).p == 1.0

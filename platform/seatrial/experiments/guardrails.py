@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 
 from seatrial.experiments import unvarying
-from seatrial.experiments.evidence import ArmEvidence, Moments
+from seatrial.experiments.evidence import MIN_BUCKET, ArmEvidence, Moments
 from seatrial.experiments.judgement import GuardrailResult
 from seatrial.experiments.metrics import is_binary
 from seatrial.experiments.policy import GuardrailPolicy, TrialPolicy
@@ -25,6 +25,7 @@ ERRORS = "max_error_share"
 ROUNDING = 1e-12
 TOO_FEW = "too few values to speak"
 SAME = "every value so far is the same, which says nothing of how they vary"
+NO_BUCKETS = "a quantile's values that are not above zero are not told apart"
 
 
 def errors(policy: TrialPolicy, b: ArmEvidence) -> GuardrailResult:
@@ -60,7 +61,9 @@ def _quantile(guardrail: GuardrailPolicy, a: ArmEvidence, b: ArmEvidence) -> tup
     fewest = sum(theirs.values())
     if guardrail.margin is not None:
         fewest = min(fewest, sum(ours.values()))
-    if fewest < FEWEST_VALUES or not math.isfinite(limit):
+    # Values that are not above zero are in one bucket: whether they are below such a limit nobody knows.
+    is_blind = sign < 0 and limit <= 0 and MIN_BUCKET in theirs
+    if fewest < FEWEST_VALUES or not math.isfinite(limit) or is_blind:
         return value, limit, math.nan
     if guardrail.limit is not None:
         p = below_limit_p(theirs, level, limit) if sign < 0 else above_limit_p(theirs, level, limit)
@@ -128,7 +131,7 @@ def why_silent(guardrail: GuardrailPolicy, a: ArmEvidence, b: ArmEvidence) -> st
     metric = guardrail.metric
     if metric.type == "quantile":
         counts = [sum(arm.histograms.get(metric.name, {}).values()) for arm in needed]
-        return TOO_FEW if min(counts) < FEWEST_VALUES else "no limit from these values"
+        return TOO_FEW if min(counts) < FEWEST_VALUES else NO_BUCKETS
     found = [arm.metrics.get(metric.name, Moments(0, 0.0, 0.0)) for arm in needed]
     if min(each.n for each in found) < FEWEST_VALUES:
         return TOO_FEW
