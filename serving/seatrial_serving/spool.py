@@ -7,6 +7,7 @@ the file; a file that nobody holds is an orphan, which any process may take over
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -204,6 +205,9 @@ def _sync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # what network file systems say that do not sync folders
+            raise
     finally:
         os.close(fd)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -205,3 +206,20 @@ def test_a_new_file_is_in_its_folder_before_what_it_holds_is_promised(
     spool.drop(0, b"")
     spool.sync()
     assert synced == [tmp_path, tmp_path]
+
+
+@pytest.mark.parametrize(("number", "is_refused"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_file_system_that_does_not_sync_folders_is_used_and_a_broken_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_refused: bool
+) -> None:
+    def refuses(fd: int) -> None:
+        raise OSError(number, "no")
+
+    spool = Spool.create(tmp_path)
+    monkeypatch.setattr(spool_module.os, "fsync", refuses)
+    for _ in range(2):
+        if is_refused:
+            with pytest.raises(OSError, match="no"):
+                spool.sync()
+        else:
+            spool.sync()
