@@ -21,6 +21,7 @@ from seatrial.config.recipe import PretrainRecipe, Recipe, TrainRecipe
 from seatrial.errors import RetryableError, SeatrialError, UserError
 from seatrial.registry import aliases, runs, versions
 from seatrial.registry.manifest import BaseRef, Manifest
+from seatrial.submission import screening
 from seatrial_jobs import ledger
 from seatrial_jobs.events import complain, emit, say
 from seatrial_jobs.prepare import Prepared, prepare
@@ -99,6 +100,7 @@ def main(
 
 def _run(recipe: Any, root: Path, carry_out: Callable[[Job], int], *, force: bool) -> int:
     usage = Usage()
+    screening.require_none("", {}, {}, screening.texts(recipe.model_dump(mode="json")))
     prepared = prepare(recipe, root)
     place = Storage.of(recipe.run.storage, root)
     job_id = ledger.job_id(recipe, prepared.split.digest, prepared.base_digest, prepared.tokens_digest)

@@ -79,7 +79,7 @@ CASES = {
     ),
     "keys in the address": (
         {"run": {"steps": 5, "seq_tokens": 64, "storage": "s3://key:secret@bucket/x?region=us-east-1"}},
-        "run.storage",
+        "recipe.run.storage: looks like a password in a URL",
     ),
 }
 

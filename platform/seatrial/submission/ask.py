@@ -72,7 +72,7 @@ def of_recipe(
         for forced in (force, False)
     ]
     metadata = {"seatrial.recipe": file.name, "seatrial.job": recipe.name, "seatrial.team": wishes.team}
-    screening.require_none(commands[0], wishes.env, metadata, texts(recipe.model_dump(mode="json")))
+    screening.require_none(commands[0], wishes.env, metadata, screening.texts(recipe.model_dump(mode="json")))
     resources = recipe.resources
     least, most = _trials_at_a_time(recipe)
     need = Need(
@@ -226,14 +226,3 @@ def _trials_at_a_time(recipe: Recipe) -> tuple[int, int]:
     if not isinstance(recipe, TuneRecipe):
         return 1, 1
     return recipe.search.least_at_a_time, recipe.search.most_at_a_time
-
-
-def texts(values: object, at: str = "") -> dict[str, str]:
-    """Every text of a dumped recipe by its path."""
-    if isinstance(values, Mapping):
-        pairs = [texts(value, f"{at}.{key}" if at else str(key)) for key, value in values.items()]
-    elif isinstance(values, list | tuple):
-        pairs = [texts(value, f"{at}[{index}]") for index, value in enumerate(values)]
-    else:
-        return {at: values} if isinstance(values, str) else {}
-    return {path: text for part in pairs for path, text in part.items()}

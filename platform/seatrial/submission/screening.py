@@ -84,6 +84,17 @@ def found(
     return places
 
 
+def texts(values: object, at: str = "") -> dict[str, str]:
+    """Every text of a dumped recipe by its path."""
+    if isinstance(values, Mapping):
+        pairs = [texts(value, f"{at}.{key}" if at else str(key)) for key, value in values.items()]
+    elif isinstance(values, list | tuple):
+        pairs = [texts(value, f"{at}[{index}]") for index, value in enumerate(values)]
+    else:
+        return {at: values} if isinstance(values, str) else {}
+    return {path: text for part in pairs for path, text in part.items()}
+
+
 def redact(text: str) -> str:
     """The text with everything that looks like a secret hidden."""
     for pattern in PATTERNS.values():
