@@ -172,3 +172,35 @@ def test_looking_all_the_time_a_mean_at_its_limit_is_rarely_over_it():
             above_zero_p(float(e), float(v), int(k), alpha=0.05, tuning_n=500) <= 0.05 for e, v, k in cells
         )
     assert wrong / 400 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 400)
+
+
+@pytest.mark.parametrize(
+    "sums",
+    [
+        (19.0, 19.0, 1.9e-199, 0.0, 0.0),  # denominators that all but cancel each other
+        (0.0, 0.0, 2e-199, 0.0, 0.0),
+        (1e16, 1e31, 1e-60, 1e31, 1e31),
+        (1e16, 1e31, 1e-45, 2e31, 0.0),
+    ],
+)
+def test_denominators_that_cancel_decide_nothing_and_stop_nobody(sums):
+    ratio = MetricPolicy("m", "ratio", higher_is_better=False, denominator="other")
+    y = np.ones(50)
+    good = arm("a", y, y)
+    odd = replace(arm("b", y, y), metrics={"m": Moments(50, *sums)}, stats=ArmStats(50, sums[0], sums[1]))
+    for pair in ((good, odd), (odd, good)):
+        found = stats(ratio, *pair)
+        difference, lift = compare_metric(ratio, *pair, found, alpha=0.05, tuning_n=100)
+        assert not lift.is_defined or difference.is_defined
+        for bound in ({"limit": 2.0}, {"margin": 0.1}):
+            assert not watch(GuardrailPolicy("m", ratio, **bound), *pair, found, 100).breached
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+@pytest.mark.parametrize("bound", [{"limit": 1e300}, {"limit": -1e300}, {"limit": 1e-320}, {"margin": 1e200}])
+@pytest.mark.parametrize("kind", ["mean", "proportion", "count", "quantile"])
+def test_a_guardrail_of_any_size_is_judged(higher_is_better, bound, kind):
+    metric = MetricPolicy("m", kind, higher_is_better=higher_is_better)
+    for values in (np.full(50, 0.5), np.linspace(0.1, 1.0, 50), np.full(50, 1e-30)):
+        pair = arm("a", values), arm("b", values)
+        assert watch(GuardrailPolicy("m", metric, **bound), *pair, stats(metric, *pair), 100).name == "m"

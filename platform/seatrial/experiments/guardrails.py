@@ -88,7 +88,7 @@ def _mean(
     limit = allowed * ours.mean
     if min(ours.n, theirs.n) < FEWEST_VALUES:
         return theirs.mean, limit, math.nan
-    scaled = ArmStats(ours.n, allowed * ours.total, allowed**2 * ours.total_squares)
+    scaled = ArmStats(ours.n, allowed * ours.total, allowed * allowed * ours.total_squares)
     proportion = is_binary(guardrail.metric, ours, theirs) and allowed == 1
     estimate, variance = estimate_and_variance(scaled, theirs, proportion=proportion, prior_units=PRIOR_UNITS)
     if variance == 0:

@@ -24,6 +24,9 @@ from seatrial.experiments.sequential import (
     compare_ratio,
 )
 
+# Of totals: what lies beyond overflows in the squares of its squares.
+LARGEST_RATIO = 1e60
+
 
 def stats_by_arm(metric: MetricPolicy, evidence: Evidence, primary: str) -> dict[str, ArmStats]:
     """Arm → sums of one number a unit whose mean is the metric; empty for quantiles.
@@ -92,8 +95,11 @@ def _linearised(m: Moments) -> ArmStats:
         return ArmStats(m.n, math.nan, math.nan)
     ratio, y_mean = m.x / m.y, m.y / m.n
     # The residuals x - ratio y sum to zero, so the sum of their squares is all of their spread.
-    residual = max(0.0, m.xx - 2 * ratio * m.xy + ratio**2 * m.yy) / y_mean**2
-    return ArmStats(m.n, m.n * ratio, residual + m.n * ratio**2)
+    residual = max(0.0, m.xx - 2 * ratio * m.xy + ratio * ratio * m.yy)
+    squares, y_squared = m.n * ratio * ratio, y_mean * y_mean
+    if not (abs(ratio) <= LARGEST_RATIO and residual < LARGEST_RATIO**2 * y_squared):
+        return ArmStats(m.n, math.nan, math.nan)  # denominators that cancel: no number to go by
+    return ArmStats(m.n, m.n * ratio, residual / y_squared + squares)
 
 
 def _adjusted(arms: Mapping[str, Moments]) -> dict[str, ArmStats]:

@@ -221,5 +221,8 @@ def above_zero_p(estimate: float, variance: float, n: int, *, alpha: float, tuni
         return 1.0
     scale = rho(min(1.0, 2 * alpha), tuning_n)
     grown = n * scale**2 + 1
-    exponent = (estimate * n * scale) ** 2 / (2 * n * variance * grown)
-    return min(1.0, math.sqrt(grown) / 2 / math.expm1(exponent)) if exponent < 700 else 0.0
+    standing = estimate * n * scale
+    exponent = standing * standing / (2 * n * variance * grown)
+    if not 0 < exponent < 700:
+        return 0.0 if exponent else 1.0
+    return min(1.0, math.sqrt(grown) / 2 / math.expm1(exponent))
