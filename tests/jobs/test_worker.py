@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,6 +51,18 @@ def test_an_error_that_would_come_again_is_returned_and_the_last_points_arrive(
     outcome = worker.work(spec)
     assert {key: outcome[key] for key in expected} == expected
     assert [point.step for point in arrived] == [1]
+
+
+def test_a_place_that_this_machine_does_not_have_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage.of("job", tmp_path)
+    spec: Any = SimpleNamespace(storage=storage, driver=ledger.take_over(storage, force=False).driver)
+    monkeypatch.setattr(worker, "_share", lambda _: Share(0, 1, torch.device("cpu")))
+    monkeypatch.setattr(worker, "AWAY_S", 0.3)
+    storage.clear()
+    said = worker.work(spec)["user_error"]
+    assert said == f"run.storage: {storage.uri}: not there on {socket.gethostname()}: share it"
 
 
 def test_a_directory_with_other_files_than_the_drivers_is_refused(tiny_base: Path, tmp_path: Path) -> None:

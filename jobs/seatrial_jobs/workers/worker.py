@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import tempfile
+import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -47,6 +49,8 @@ from seatrial_jobs.workers.probe import keeps_apart
 from seatrial_jobs.workers.watch import Watch
 
 DRAIN_TIMEOUT_S = 600.0
+AWAY_S = 60.0
+"""Seconds that a mount may be away before it is taken for one that this machine does not have."""
 
 
 @dataclass
@@ -70,11 +74,10 @@ def work(spec: Spec) -> dict[str, Any]:
 
     An error that would come again is returned rather than raised, since Ray Train starts raised ones again.
     """
-    share = _share(spec)
-    if share.rank == 0:
-        _require_owner(spec)
-    recorder = _recorder(spec) if share.rank == 0 else None
+    share, recorder = _share(spec), None
     try:
+        _require_place(spec, share)
+        recorder = _recorder(spec) if share.rank == 0 else None
         outcome = _work(spec, share, recorder)
     except (HopelessError, UserError) as reason:
         if recorder is not None:
@@ -140,6 +143,34 @@ def _require_owner(spec: Spec) -> None:
     patiently(lambda: ledger.require_owner(spec.storage, spec.driver), PATIENCE_S)
 
 
+def _require_place(spec: Spec, share: Share) -> None:
+    """Every worker looks whether the job is still this driver's.
+
+    Raises:
+        UserError: on every worker, when the machine of any does not have the job's place.
+    """
+    end, problem = time.monotonic() + AWAY_S, None
+
+    def look() -> None:
+        nonlocal problem
+        try:
+            ledger.require_owner(spec.storage, spec.driver)
+        except FileNotFoundError:
+            if time.monotonic() < end:
+                raise
+            problem = f"run.storage: {spec.storage.uri}: not there on {socket.gethostname()}: share it"
+
+    patiently(look, PATIENCE_S)
+    _raise_any(share.exchange(problem))
+
+
+def _raise_any(problems: list[str | None]) -> None:
+    """Raise a problem that any worker has, on all of them, since none can go on without the others."""
+    for problem in problems:
+        if problem is not None:
+            raise UserError(problem)
+
+
 def _share(spec: Spec) -> Share:
     """This worker's place, its device, and how many threads it computes with."""
     context = ray.train.get_context()
@@ -176,9 +207,7 @@ def _model(spec: Spec, method: methods.Method, share: Share) -> nn.Module:
             recompute_layers(ready)
     except UserError as error:
         problem = str(error)
-    for found in share.exchange(problem):
-        if found is not None:
-            raise UserError(found)
+    _raise_any(share.exchange(problem))
     assert ready is not None  # noqa: S101
     halves = in_halves(spec.recipe.run, share.device)
     return sharding.spread(ready, share, spec.recipe.resources.sharding, halves=halves)
