@@ -229,6 +229,7 @@ def test_of_what_requests_say_by_themselves_less_is_better():
         ({"metric": {"name": "cost", "type": "mean"}}, "prices"),
         ({"guardrails": [{"metric": {"type": "count"}, "limit": 1}]}, "described twice"),
         ({"ramp": {"steps": [0.5, 0.1]}}, "growing"),
+        ({"ramp": {"steps": [0.00001, 0.1]}}, "at least 0.0001"),
         ({"ramp": {"steps": [0.1, 0.6]}}, "challengers see at most 0.5"),
         ({"ramp": {"steps": [0.1, 0.5]}, "coverage": 0.8}, "challengers see at most 0.4"),
         ({"namespace": {"name": "home", "start": 0.5, "end": 0.5}}, "end"),

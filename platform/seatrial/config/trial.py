@@ -11,6 +11,8 @@ from seatrial.config.section import PositiveInt, Section, Share, Slug, wrong
 MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Inner = Annotated[float, Field(gt=0, lt=1)]
 Alpha = Annotated[float, Field(gt=0, lt=0.5)]
+# What the hash of users tells apart, see `seatrial.experiments.assignment`.
+ONE_BUCKET = 1e-4
 SHARES = ("errors", "unanswered", "refusals")
 MEASURES = (
     *SHARES,
@@ -137,6 +139,8 @@ class RampSection(Section):
     def _grows(self) -> RampSection:
         if list(self.steps) != sorted(set(self.steps)):
             raise wrong("steps", self.steps, "give growing shares")
+        if self.steps and self.steps[0] < ONE_BUCKET:
+            raise wrong("steps", self.steps[0], f"give at least {ONE_BUCKET:g}: less is nobody's share")
         return self
 
 
