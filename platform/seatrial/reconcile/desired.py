@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,20 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-class Registry:
-    """The registry's side of a pass: one health check, then one or a few requests for each service."""
+SILENT_S = 10.0
 
-    def __init__(self, uri: str) -> None:
+
+class Registry:
+    """The registry's side of a pass: one health check, then one or a few requests for each service.
+
+    A server that leaves a request without an answer for ``silent_s`` seconds is asked nothing more: each
+    service's requests would take as long, and the pass of all of them more than a controller's lease.
+    """
+
+    def __init__(self, uri: str, silent_s: float = SILENT_S) -> None:
         self._client: MlflowClient = connect(uri)
+        self._silent_s = silent_s
+        self._silence: str | None = None
 
     def service(self, name: str, row: Mapping[str, Any], also: Collection[str]) -> DesiredService:
         """What is wished of a service; ``also`` are versions wanted besides those that aliases name.
@@ -61,13 +71,20 @@ class Registry:
         """The answer, None where MLflow says that there is no such thing.
 
         Raises:
-            RetryableError: it says anything else.
+            RetryableError: it says anything else, or has left a request before without an answer.
         """
+        if self._silence is not None:
+            raise RetryableError(self._silence)
+        began = time.monotonic()
         try:
             with asking(NotRegisteredError):
                 return question()
         except NotRegisteredError:
             return None
+        except RetryableError as error:
+            if time.monotonic() - began >= self._silent_s:
+                self._silence = str(error)
+            raise
 
 
 def _unknown(name: str, lacks: str, served: str) -> str:
