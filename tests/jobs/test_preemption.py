@@ -58,7 +58,7 @@ class Machines:
                 "MLFLOW_TRACKING_URI": mlflow_uri,
                 "SEATRIAL_HOME": str(place),
                 "RAY_USAGE_STATS_ENABLED": "0",
-                "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "30",
+                "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "60",
             },
             f"machines-{self.gcs}",
         )
@@ -171,6 +171,7 @@ def test_a_worker_that_is_told_to_go_has_kept_its_step_before(tmp_path: Path) ->
         bench.train()
     assert pickle.loads(pickle.dumps(left.value)).preempted  # noqa: S301
     assert (bench.done, bench.kept()) == (3, [3])
+    assert bench.room.ready.is_set(), "a change that was decided on meanwhile waits for nothing"
 
 
 @pytest.mark.usefixtures("at_once")

@@ -94,10 +94,10 @@ class Notice:
                 it does not count as a failure of ours; a return would be the end of the job.
             LeftError: the number of workers was to change, and did not.
         """
+        self._room.ready.set()  # Ray Train may have decided on another number because of the same machine
         if call.preemption is not None:
             nodes = ", ".join(call.preemption.preempted_node_ids)
             raise RayActorError(error_msg=f"left in time: nodes are taken away: {nodes}", preempted=True)
-        self._room.ready.set()
         sleep(CHANGE_S)
         raise LeftError("the number of workers was to change, and did not")
 

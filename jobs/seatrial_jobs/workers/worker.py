@@ -44,6 +44,7 @@ from seatrial_jobs.loop import (
 from seatrial_jobs.prepare import load_tokenizer, write_files
 from seatrial_jobs.recorder import Recorder, point
 from seatrial_jobs.spec import HopelessError, Spec
+from seatrial_jobs.workers.elastic import ROOM
 from seatrial_jobs.workers.preemption import Notice
 from seatrial_jobs.workers.probe import keeps_apart
 from seatrial_jobs.workers.watch import Watch
@@ -86,6 +87,8 @@ def work(spec: Spec) -> dict[str, Any]:
             outcome = Outcome(user_error=str(reason))
         else:
             outcome = Outcome(failed=str(reason))
+    finally:
+        ROOM.ready.set()  # a change of the number of workers has nothing to wait for here
     return asdict(outcome)
 
 
