@@ -29,7 +29,7 @@ from seatrial_jobs.search.child import open_run
 from seatrial_jobs.search.journal import Generation, Journal, Trial, best
 from seatrial_jobs.search.register import register
 from seatrial_jobs.storage import answering
-from seatrial_jobs.workers import trainer
+from seatrial_jobs.workers import groups, trainer
 
 
 def carry_out(parent: Job) -> int:
@@ -77,9 +77,11 @@ def _search(parent: Job, recipe: TuneRecipe, journal: Journal) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             tuner = _tuner(parent, recipe, journal, held, scratch, faults)
             try:
-                tuner.fit()
+                with groups.swept():
+                    tuner.fit()
             except Exception as error:
                 raise (faults[0] if faults else error) from None  # Tune would show it as a traceback
+        groups.leave()
     finally:
         ray.shutdown()
 
