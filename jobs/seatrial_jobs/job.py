@@ -100,7 +100,7 @@ def main(
 
 def _run(recipe: Any, root: Path, carry_out: Callable[[Job], int], *, force: bool) -> int:
     usage = Usage()
-    screening.require_none("", {}, {}, screening.texts(recipe.model_dump(mode="json")))
+    screening.require_none_in(recipe)
     prepared = prepare(recipe, root)
     place = Storage.of(recipe.run.storage, root)
     job_id = ledger.job_id(recipe, prepared.split.digest, prepared.base_digest, prepared.tokens_digest)

@@ -142,10 +142,6 @@ def _work(spec: Spec, share: Share, recorder: Recorder | None) -> Outcome:
     return outcome
 
 
-def _require_owner(spec: Spec) -> None:
-    patiently(lambda: ledger.require_owner(spec.storage, spec.driver), PATIENCE_S)
-
-
 def _require_place(spec: Spec, share: Share) -> None:
     """Every worker looks whether the job is still this driver's.
 
@@ -349,7 +345,7 @@ def _evaluate(spec: Spec, share: Share, model: nn.Module, watch: Watch) -> Outco
 
 def _export(spec: Spec, model: nn.Module, method: methods.Method) -> str:
     """Write the version's folder, keep it as the run's artifact `model`, and return its manifest."""
-    _require_owner(spec)
+    patiently(lambda: ledger.require_owner(spec.storage, spec.driver), PATIENCE_S)
     with tempfile.TemporaryDirectory() as place:
         manifest = write_version(
             Path(place),

@@ -60,7 +60,7 @@ def command(
     checked, module = load_recipe(recipe)
     found = addresses()
     config = read_jobs_config(found.home)
-    screening.require_none("", {}, {}, screening.texts(checked.model_dump(mode="json")))
+    screening.require_none_in(checked)
     if dry_run:
         pairs(planning.rows(planning.make_plan(recipe, gpu_tflops=config.gpu_tflops), config))
         return

@@ -14,8 +14,7 @@ from seatrial.registry.client import NotRegisteredError, asking, connect
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-
-SILENT_S = 10.0
+SILENT_S = 10.0  # longer than a server that works takes to answer, shorter than one attempt's timeout
 
 
 class Registry:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
+from seatrial.config.section import Section
 from seatrial.errors import UserError
 
 # Every repetition has a bound: a job writes what is searched, as long as it likes.
@@ -71,6 +72,15 @@ def require_none(
     """
     for where, what in found(entrypoint, env, metadata, *more):
         raise UserError(f"{where}: looks like {what}, which everyone sees in the dashboard: {REMEDY}")
+
+
+def require_none_in(recipe: Section) -> None:
+    """Refuse what looks like a secret in a recipe that no command is known of.
+
+    Raises:
+        UserError: naming the field and the right way.
+    """
+    require_none("", {}, {}, texts(recipe.model_dump(mode="json")))
 
 
 def found(
