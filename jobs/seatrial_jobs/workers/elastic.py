@@ -70,6 +70,11 @@ def fitting(
     return sum(own.get(name, 0) + fresh(node) for name, node in free.items() if name not in going)
 
 
+def draining() -> set[str]:
+    """Nodes that will be taken away."""
+    return set(ray._private.state.state.get_draining_nodes())
+
+
 class FreeRoom(ElasticScalingPolicy):  # type: ignore[misc]
     """In Ray Train's controller: how many workers there shall be."""
 
@@ -79,11 +84,18 @@ class FreeRoom(ElasticScalingPolicy):  # type: ignore[misc]
             time.sleep(RECOUNT_EVERY_S)  # the controller asks again at once
         return decision
 
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> Any:
+        """Ray Train's, but no change while a worker's machine goes: that is told, and acted on, as such."""
+        decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+        # Looked at after the count, so that no machine began to go in between.
+        return NoopDecision() if OWN.keys() & draining() else decision
+
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         most: int = super()._count_possible_workers(reserved_resources)
         free = ray._private.state.available_resources_per_node()
-        going = ray._private.state.state.get_draining_nodes()
-        return min(most, fitting(free, going, OWN, self.scaling_config._resources_per_worker_not_none))
+        return min(most, fitting(free, draining(), OWN, self.scaling_config._resources_per_worker_not_none))
 
 
 class KeepFirst(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
