@@ -13,7 +13,7 @@ from seatrial.monitoring.bearer import TOKEN_VARIABLE
 from seatrial.monitoring.probe import Probe
 from seatrial.monitoring.proxy import direct_loopback
 from seatrial.stack.child import Child
-from seatrial.stack.haproxy import RETRIES
+from seatrial.stack.haproxy import SETTINGS
 from seatrial.stack.ports import LOOPBACK, Ports
 from seatrial.stack.processes import MARK_VARIABLE
 
@@ -137,7 +137,7 @@ def ray_environment(plan: Plan) -> dict[str, str]:
         **program,
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        **RETRIES,
+        **SETTINGS,
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics_port),
