@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,8 @@ from seatrial.config.service import HttpSection
 from seatrial.errors import RetryableError, SeatrialError, UserError
 from seatrial.registry import versions
 from seatrial_serving.live import Live
-from seatrial_serving.table import Table
+from seatrial_serving.marks import Marks
+from seatrial_serving.table import CHAMPION, Table
 
 log = logging.getLogger(__name__)
 READY, LOADING = "ready", "loading"
@@ -76,6 +78,7 @@ class Engine(Protocol):
     async def load(self, version: str, folder: Path) -> None: ...
     async def unload(self, version: str) -> None: ...
     async def warm(self, version: str, app: str | None) -> None: ...
+    async def check_health(self) -> None: ...
 
 
 class Loader:
@@ -96,11 +99,12 @@ class Loader:
         self._engine = engine
         self._live = live
         self._cache = cache
+        self._marks = Marks(cache / ".loading" / service)
         self._set_http = set_http
         self._report = report
         self._birth_wait_s = birth_wait_s
         self._states: dict[str, str] = {}
-        self._digests: dict[str, str | None] = {}
+        self._digests: dict[str, str] = {}
         self._wanted: Wanted | None = None
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -148,7 +152,7 @@ class Loader:
 
     async def _birth(self, wanted: Wanted) -> None:
         deadline = asyncio.get_running_loop().time() + self._birth_wait_s
-        champion = wanted.table.aliases.get("champion")
+        champion = wanted.table.aliases.get(CHAMPION)
         self._mark_loading(wanted)
         while True:
             retry = await self._load_all(wanted)
@@ -229,23 +233,39 @@ class Loader:
         """Load a version; False when something else was wanted before that was possible."""
         self._states[item.version] = LOADING
         self._tell()
-        digest = item.digest
+        digest = item.digest or ""
         if item.kind == "adapter":
             folder, digest = await asyncio.to_thread(self._fetch, item)
+            self._check_mark(item.version, digest, wanted)
         elif item.app is None:
             raise UserError(f"{self._service}@{item.version}: kind {item.kind}: no `app` that serves it")
         if item.version in self._live.ready and not await self._retire(item.version, wanted):
             return False
         if item.kind == "adapter":
-            await self._engine.load(item.version, folder)
-        try:
+            loading = partial(self._load_adapter, item.version, folder)
+            await self._marks.guard(item.version, digest, loading, self._engine.check_health)
+        else:
             await self._engine.warm(item.version, item.app)
-        except BaseException:
-            if item.kind == "adapter":
-                await self._engine.unload(item.version)
-            raise
         self._digests[item.version] = digest
         return True
+
+    def _check_mark(self, version: str, digest: str, wanted: Wanted) -> None:
+        """Refuse what has ended a process that loaded it; without the champion there would be no service."""
+        if version == wanted.table.aliases.get(CHAMPION):
+            self._marks.forget(lambda marked: marked == version)
+        else:
+            self._marks.check(version, digest)
+
+    async def _load_adapter(self, version: str, folder: Path) -> None:
+        await self._engine.load(version, folder)
+        try:
+            await self._engine.warm(version, None)
+        except BaseException:
+            try:
+                await self._engine.unload(version)
+            except Exception as error:
+                log.warning("version %s failed and is not taken out of the engine: %s", version, error)
+            raise
 
     def _fetch(self, item: Preload) -> tuple[Path, str]:
         """A verified folder that fits this engine, and its digest. A copy that is here needs no MLflow."""
@@ -271,6 +291,8 @@ class Loader:
     async def _unload_others(self, wanted: Wanted) -> None:
         """Take out what is no longer wanted, each version when its last request is over."""
         kept = {item.version for item in wanted.preload} | self._live.table.needed
+        # Whoever asks for a version again wants it tried again.
+        self._marks.forget(lambda version: version not in kept)
         for version in [v for v in self._live.ready if v not in kept]:
             # A newer wish may want what this one does not.
             if self._wanted is not wanted or not await self._retire(version, wanted):

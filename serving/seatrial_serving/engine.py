@@ -168,6 +168,20 @@ class _Engine(LLMServer):
         await LLMServer.__init__(self, config, engine_cls=_OneProcessEngine if device == "cpu" else None)
         self._openai: App = await self.engine.build_asgi_app()
 
+    async def check_health(self) -> None:
+        """As the engine says.
+
+        Serve's controller, one for all applications, unpickles what is raised: an error of vLLM's would have
+        it import vLLM and torch, and do nothing else meanwhile (25 s on a busy machine).
+
+        Raises:
+            RuntimeError: the engine is dead; Serve starts another replica.
+        """
+        try:
+            await super().check_health()
+        except Exception as error:
+            raise RuntimeError(f"the engine is not well: {type(error).__name__}: {error}") from None
+
     @property
     def _client(self) -> Any:
         return self.engine._engine_client

@@ -42,6 +42,7 @@ class Meter(Protocol):
     def answered(self, sample: Sample) -> None: ...
     def shadowed(self, version: str, result: str) -> None: ...
     def judged(self, arm: str, version: str, count: int) -> None: ...
+    def rejected(self, reason: str) -> None: ...
 
 
 class RayMeter:
@@ -67,6 +68,9 @@ class RayMeter:
         self._completion = counter("completion_tokens", "Tokens of answers")
         self._outcomes = counter("outcomes", "Outcomes that came for answers of the arm")
         self._shadows = counter("shadow_answers", "Copies of requests for the shadow", "result")
+        self._rejected = metrics.Counter(
+            "seatrial_rejected", "Requests that were refused before they were routed", ("service", "reason")
+        )
         self._latency = histogram("latency_seconds", "From the request to the end of its answer")
         self._ttft = histogram("time_to_first_token_seconds", "From the request to its first token")
 
@@ -99,6 +103,10 @@ class RayMeter:
     def judged(self, arm: str, version: str, count: int) -> None:
         """Count outcomes."""
         self._outcomes.inc(count, self._tags(arm, version))
+
+    def rejected(self, reason: str) -> None:
+        """Count a request that no version has seen; ``reason`` is the code of its error, one of our own."""
+        self._rejected.inc(1, {"service": self._service, "reason": reason})
 
     def _tags(self, arm: str, version: str) -> dict[str, str]:
         return {

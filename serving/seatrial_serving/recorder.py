@@ -23,12 +23,14 @@ from seatrial_serving.spool import Record, Spool, orphans
 
 log = logging.getLogger(__name__)
 
-EXPOSURE, OPENED, OUTCOME = "exposure", "opened", "outcome"
+EXPOSURE, OPENED, ENDED, OUTCOME = "exposure", "opened", "ended", "outcome"
 BLOCK_BYTES = 2**18
 # The file is replaced by its undelivered rest once that much of it is in the store.
 DROP_BYTES = 2**22
 UNSPOOLED_BATCH = 500
 DROPPED_LOG_EVERY = 1000
+# What an answer has become whose process died before it sent the last piece.
+CUT: Record = {"status": 500, "error": "the process that answered ended before its answer did"}
 ORPHANS_EVERY_S = 5.0
 MOST_WAIT_S = 5.0
 _encode = msgspec.json.Encoder().encode
@@ -86,9 +88,15 @@ class Recorder:
         self._thread.start()
 
     def opened(self, row: Record) -> None:
-        """An answer is about to be read: should this process die before its end, it was an exposure."""
+        """An answer is about to be read: should this process die before it has :meth:`ended`, it failed."""
         line = _encode({"t": OPENED, **row}) + b"\n"
         self._open[row["request_id"]] = line
+        self._append(line, None)
+
+    def ended(self, request_id: str) -> None:
+        """The last piece of an opened answer is about to be sent: should this process die, it was whole."""
+        line = _encode({"t": ENDED, "request_id": request_id}) + b"\n"
+        self._open[request_id] += line
         self._append(line, None)
 
     def exposed(self, row: Record) -> None:
@@ -145,7 +153,7 @@ class Recorder:
             self._offset = min(self._offset, self._spool.size)
             raise
         if end > self._offset:
-            self._write([record for record in records if record.get("t") != OPENED])
+            self._write(records)
             self._offset = end
         self._shrink()
         return is_last
@@ -165,6 +173,7 @@ class Recorder:
     def _replay(self, spool: Spool) -> int:
         offset, found = 0, 0
         opened: dict[str, Record] = {}
+        ended: set[str] = set()
         while True:
             records, end = spool.read(offset, BLOCK_BYTES)
             if end == offset:
@@ -173,11 +182,14 @@ class Recorder:
             for record in records:
                 if record.get("t") == OPENED:
                     opened[record["request_id"]] = record
+                elif record.get("t") == ENDED:
+                    ended.add(record["request_id"])
                 elif record.get("t") == EXPOSURE:
                     opened.pop(record["request_id"], None)
-            found += self._write([record for record in records if record.get("t") != OPENED])
-        unfinished = [{**record, "t": EXPOSURE} for record in opened.values()]
-        return found + self._write(unfinished)
+            found += self._write(records)
+        whole = [{**record, "t": EXPOSURE} for name, record in opened.items() if name in ended]
+        cut = [{**record, "t": EXPOSURE, **CUT} for name, record in opened.items() if name not in ended]
+        return found + self._write(whole + cut)
 
     def _append(self, line: bytes, record: Record | None) -> None:
         try:
@@ -239,6 +251,7 @@ class Recorder:
         return self._writer
 
     def _write(self, records: Sequence[Record]) -> int:
+        """Write what is a row in the store, and skip what is none; how many were."""
         rows: dict[str, list[Record]] = {EXPOSURE: [], OUTCOME: []}
         for record in records:
             kind = record.get("t")
@@ -252,7 +265,7 @@ class Recorder:
                 self._on_outcomes(store, rows[OUTCOME])
             except Exception as error:  # they are in the store, and that is what counts
                 log.warning("%d outcomes are missing in the metrics: %s", len(rows[OUTCOME]), error)
-        return len(records)
+        return sum(map(len, rows.values()))
 
     def _add(self, add: Add, rows: list[Record]) -> None:
         """Write a batch. A batch with rows that the store refuses is written row by row, without those."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,9 @@ from seatrial_serving.table import Route
 MAX_ERROR_CHARS = 300
 # vLLM's handler returns nothing once the client has gone, which FastAPI makes into this.
 NOBODY_THERE = b"null"
-# The last event of a stream whose usage was asked for.
+# The event with which a client's stream is whole. In the text of an answer line ends are escaped.
+DONE = b"data: [DONE]\n\n"
+# The last event before that of a stream whose usage was asked for.
 NO_CHOICES, USAGE = b'"choices":[]', b'"usage":{'
 # What a client did, which says nothing about the version.
 GONE, STALLED = "client disconnected", "client stopped reading"
@@ -52,6 +55,8 @@ class Reply:
         self._status = 0
         self._is_sending = False
         self._is_gone = False
+        self._is_open = False
+        self._left_bytes = math.inf
         self._ttft_s: float | None = None
         self._error: str | None = None
         self.is_stream = False
@@ -84,6 +89,9 @@ class Reply:
                 name == b"content-type" and value.startswith(b"text/event-stream")
                 for name, value in message["headers"]
             )
+            self._left_bytes = next(
+                (int(value) for name, value in message["headers"] if name == b"content-length"), math.inf
+            )
             await self._deliver(message)
             return
         if self.on_piece is not None:
@@ -108,6 +116,7 @@ class Reply:
         self._ttft_s = time.perf_counter() - self._began
         if self._is_exposing and self._status < 400:
             self._recorder.opened(self._row())
+            self._is_open = True
         try:
             await self._deliver(message)
         except BaseException:
@@ -115,6 +124,10 @@ class Reply:
             raise
 
     async def _deliver(self, message: Message) -> None:
+        """Nobody has a whole answer without a record of that, either."""
+        if self._is_open and self._completes(message):
+            self._is_open = False
+            self._recorder.ended(self._request_id)
         self._is_sending = True
         try:
             await self._send(message)
@@ -122,6 +135,15 @@ class Reply:
             self._is_gone = True
             raise
         self._is_sending = False
+
+    def _completes(self, message: Message) -> bool:
+        """Whether the client has the whole answer with this piece of it, and no error in it."""
+        body: bytes = message.get("body", b"")
+        self._left_bytes -= len(body)
+        if self._error is not None or body.startswith(STREAM_ERROR):
+            return False
+        is_whole = body.endswith(DONE) if self.is_stream else self._left_bytes <= 0
+        return is_whole or not message.get("more_body", False)
 
     def _on_body(self, body: bytes) -> None:
         if body.startswith(STREAM_ERROR):

@@ -126,9 +126,10 @@ class Spool:
         Raises:
             OSError: the file is shorter than what was appended to it.
         """
-        block = os.pread(self._fd, most_bytes, offset)
+        size = self._size  # what lies behind it is being written, or being taken back
+        block = os.pread(self._fd, max(0, min(most_bytes, size - offset)), offset)
         end = block.rfind(b"\n") + 1
-        if not block and offset < self._size:
+        if not block and offset < size:
             with self._lock:
                 self._size = os.fstat(self._fd).st_size
             raise OSError(f"{self.path}: ends before byte {offset}: somebody cut it")

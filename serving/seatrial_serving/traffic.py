@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from seatrial_serving import outcomes
@@ -16,7 +17,7 @@ from seatrial_serving.answers import Reader
 from seatrial_serving.errors import App, HttpError, Receive, Scope, Send, send_json
 from seatrial_serving.limits import check, unit_of
 from seatrial_serving.live import Live
-from seatrial_serving.metrics import Meter
+from seatrial_serving.metrics import OTHER, Meter
 from seatrial_serving.recorder import Recorder
 from seatrial_serving.reply import GONE, Reply
 from seatrial_serving.request import Head, encode, forwarded_scope, parse, read_body, read_head, replay
@@ -30,6 +31,10 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 END_TIMEOUT_S = 5.0
 # A stream's next token is waited for as much shorter: renewing the limit at each token costs more than that.
 RENEW_SHARE = 0.02
+# Of the limit, for challengers in applications of their own, all together. When one hangs, the champion
+# answers everybody within the rest, twice what its engine computes at once (`spec.QUEUE_FACTOR`). One that is
+# merely slow, or has nearly all of the traffic, reaches it hardly before the service reaches the limit.
+APPS_SHARE = 7 / 8
 ENGINE_FAILED = HttpError(500, "the engine failed", code="engine_failed")
 SERVICE_FAILED = HttpError(500, "the service failed", code="service_failed")
 Forward = Callable[[str, str, bytes, Head, Receive, Send], Awaitable[None]]
@@ -37,7 +42,7 @@ Forward = Callable[[str, str, bytes, Head, Receive, Send], Awaitable[None]]
 
 
 class UnreachableError(Exception):
-    """A version's own deployment failed before its answer began."""
+    """A version's own deployment failed before its answer began, or was not asked."""
 
 
 class Traffic:
@@ -60,6 +65,8 @@ class Traffic:
         self._meter = meter
         self._shadows = shadows
         self._fallbacks = Seldom()
+        self._apart = 0
+        """Requests under way to challengers in applications of their own."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""
@@ -80,6 +87,7 @@ class Traffic:
             error = failure if isinstance(failure, HttpError) else SERVICE_FAILED
             if error is SERVICE_FAILED:
                 log.exception("request %s (the client's id: %r) failed", head.request_id, head.client_id)
+            self._meter.rejected(error.code or OTHER)
             headers = [(b"x-seatrial-request-id", head.request_id.encode())]
             if error.status == 429:
                 headers.append((b"retry-after", b"1"))
@@ -196,14 +204,8 @@ class Traffic:
         """Answer with the route's version; when its deployment fails, with what the table falls back to."""
         live = self._live
         body["model"] = f"{live.table.service}@{route.version}"
-        data = encode(body)
-        app = live.ready[route.version]
-        live.in_flight[route.version] += 1
         try:
-            if app is None:
-                await self._engine(forwarded_scope(scope, head, data), replay(data, receive), reply)
-                return
-            await self._forward(app, path, data, head, receive, reply)
+            await self._ask(route, path, scope, head, encode(body), receive, reply)
         except UnreachableError as error:
             fallback = live.table.without(route, live.ready)
             self._tell_fallback(route, error, fallback)
@@ -211,8 +213,41 @@ class Traffic:
                 raise HttpError(503, "this version cannot answer now", code="version_unavailable") from error
             reply.take(fallback)
             await self._serve(fallback, path, scope, head, body, receive, reply)
+
+    async def _ask(
+        self, route: Route, path: str, scope: Scope, head: Head, data: bytes, receive: Receive, reply: Reply
+    ) -> None:
+        """Have the route's version answer, and no other."""
+        live = self._live
+        app = live.ready[route.version]
+        live.in_flight[route.version] += 1
+        try:
+            if app is None:
+                await self._engine(forwarded_scope(scope, head, data), replay(data, receive), reply)
+                return
+            with self._room(route):
+                await self._forward(app, path, data, head, receive, reply)
         finally:
             live.in_flight[route.version] -= 1
+
+    @contextmanager
+    def _room(self, route: Route) -> Iterator[None]:
+        """Keep a challenger that hangs from filling the limit, where another version can answer.
+
+        Raises:
+            UnreachableError: so much is under way to challengers that they get no more.
+        """
+        if self._live.table.without(route, self._live.ready) is None:
+            yield
+            return
+        most = max(1, int(APPS_SHARE * self._live.rules.max_in_flight))
+        if self._apart >= most:
+            raise UnreachableError(f"{most} requests are under way to challengers, which is their part")
+        self._apart += 1
+        try:
+            yield
+        finally:
+            self._apart -= 1
 
     def _tell_fallback(self, route: Route, error: Exception, fallback: Route | None) -> None:
         count = self._fallbacks.due(route.version)

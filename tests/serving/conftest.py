@@ -51,5 +51,6 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
         found = Stand(cluster, store, base, adapters, full, mlflow_url)
         found.put(stage.user_config(SERVICE, adapters[:2], revision="r1"))
         cluster.wait_running(SERVICE)
-        yield found
+        with found.opened:
+            yield found
         store.close()

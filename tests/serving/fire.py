@@ -142,7 +142,7 @@ class Fire:
         families = text_string_to_metric_families(page)
         return [(s.labels, s.value) for family in families for s in family.samples if s.name == name]
 
-    def wait_served(self, version: str, running: load.Load, timeout_s: float = 60) -> float:
+    def wait_served(self, version: str, running: load.Load, timeout_s: float = 120) -> float:
         """Seconds until an answer of ``version`` comes, and from then on no other."""
         began = time.monotonic()
         stage.wait_until(
@@ -269,7 +269,7 @@ def on_fire(folder: Path, *, is_postgresql: bool = False) -> Iterator[Fire]:
         fire.alias("champion", fire.make(0))
         store.put_service(SERVICE, _service(), now=time.time())
         controller.start()
-        stage.wait_until(lambda: cluster.application(SERVICE), 60, "the application")
+        stage.wait_until(lambda: cluster.application(SERVICE), 180, "the application")
         cluster.wait_running(SERVICE)
-        stage.wait_until(fire.answers, 60, "a champion in every replica")
+        stage.wait_until(fire.answers, 120, "a champion in every replica")
         yield fire

@@ -17,7 +17,7 @@ from seatrial_serving.metrics import Sample
 from seatrial_serving.request import Head
 from seatrial_serving.shadow import Shadows
 from seatrial_serving.table import Table
-from seatrial_serving.traffic import Traffic, UnreachableError
+from seatrial_serving.traffic import Forward, Traffic, UnreachableError
 from tests.serving.stage import KEY, KEY_SHA256
 from tests.serving.test_table import TRAFFIC
 
@@ -35,14 +35,19 @@ class Shelf:
 
     def __init__(self) -> None:
         self.open: list[dict[str, Any]] = []
+        self.ended_ids: list[str] = []
         self.rows: list[dict[str, Any]] = []
         self.kept: list[dict[str, Any]] = []
         self.samples: list[Sample] = []
         self.shadows: list[tuple[str, str]] = []
         self.judgements: list[tuple[str, str, int]] = []
+        self.rejections: list[str] = []
 
     def opened(self, row: dict[str, Any]) -> None:
         self.open.append(row)
+
+    def ended(self, request_id: str) -> None:
+        self.ended_ids.append(request_id)
 
     def exposed(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -58,6 +63,9 @@ class Shelf:
 
     def judged(self, arm: str, version: str, count: int) -> None:
         self.judgements.append((arm, version, count))
+
+    def rejected(self, reason: str) -> None:
+        self.rejections.append(reason)
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,7 +97,12 @@ async def nowhere(app: str, path: str, body: bytes, head: Head, receive: Receive
 
 
 def service(
-    engine: App = echo, *, ready: dict[str, str | None] | None = None, traffic: Any = None, **rules: Any
+    engine: App = echo,
+    *,
+    ready: dict[str, str | None] | None = None,
+    traffic: Any = None,
+    forward: Forward = nowhere,
+    **rules: Any,
 ) -> tuple[Any, Shelf, Live]:
     shelf = Shelf()
     limits = {"model_tokens": 512, "max_in_flight": 4, **rules}
@@ -104,7 +117,7 @@ def service(
                 yield part
 
     shadows = Shadows(live, stream, shelf)
-    traffic = Traffic(engine, live, shelf, nowhere, meter=shelf, shadows=shadows)  # type: ignore[arg-type]
+    traffic = Traffic(engine, live, shelf, forward, meter=shelf, shadows=shadows)  # type: ignore[arg-type]
     return traffic, shelf, live
 
 

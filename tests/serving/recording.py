@@ -34,3 +34,10 @@ def outcome(number: int) -> dict[str, Any]:
 def rows(store: Store, table: str) -> list[str]:
     with store.engine.connect() as connection:
         return [row[0] for row in connection.execute(text(f"select request_id from {table} order by at, 1"))]  # noqa: S608
+
+
+def endings(store: Store) -> dict[str, tuple[int, str | None]]:
+    """Status and error of each exposure."""
+    with store.engine.connect() as connection:
+        found = connection.execute(text("select request_id, status, error from exposures")).all()
+    return {row.request_id: (row.status, row.error) for row in found}

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 from sqlalchemy import text
 
+from seatrial_serving.recorder import CUT
 from tests.serving import stage
 from tests.serving.fire import RPS, SERVICE, Fire, hang, kill, kill_engine
 from tests.serving.load import Load, under_load
@@ -70,14 +71,33 @@ def wait_refused(fire: Fire, version: str) -> None:
 
 
 def replica_killed(fire: Fire) -> tuple[Load, dict[str, Any]]:
-    """SIGKILL of one engine replica of two."""
+    """SIGKILL of one engine replica of two, in the middle of a trial."""
+    challenger, since = fire.make(len(fire.made)), time.time()
+    fire.alias("challenger", challenger)
     with loaded(fire) as running:
+        fire.wait_served(challenger, running)
         at = time.monotonic()
         victim = fire.pids()[0]
         kill(victim)
         recovered_s = fire.wait_replicas(gone=victim)
     gap_s = running.longest_gap_s(at)
-    return running, {"recovered_s": round(recovered_s, 1), "gap_s": round(gap_s, 2), **running.summary()}
+    wait_recorded(fire, "exposures", whole := in_trial(running))
+    errors = errors_of(fire, since)
+    fire.client.delete_registered_model_alias(SERVICE, "challenger")
+    figures = {
+        "recovered_s": round(recovered_s, 1),
+        "gap_s": round(gap_s, 2),
+        "whole_with_an_error": len(whole & errors.keys()),
+        "cut_on_record": list(errors.values()).count(CUT["error"]),
+    }
+    return running, {**figures, **running.summary()}
+
+
+def errors_of(fire: Fire, since: float) -> dict[str, str]:
+    """The requests from ``since`` on that are on record with an error."""
+    statement = text("select request_id, error from exposures where error is not null and at >= :since")
+    with fire.store.engine.connect() as connection:
+        return {row.request_id: row.error for row in connection.execute(statement, {"since": since})}
 
 
 def controller_killed(fire: Fire) -> tuple[Load, dict[str, Any]]:
@@ -260,9 +280,10 @@ def hanging_challenger(fire: Fire) -> tuple[Load, dict[str, Any]]:
 
 def _challenger_breaks(fire: Fire, break_it: Callable[[int], None]) -> tuple[Load, dict[str, Any]]:
     version = fire.make_full()
+    fire.alias("challenger", version)
+    stage.wait_until(lambda: is_in_trial(fire, version), 300, "the trial")
     with loaded(fire) as running:
-        fire.alias("challenger", version)
-        fire.wait_served(version, running, timeout_s=240)
+        fire.wait_served(version, running)
         at = time.time()
         victims = fire.pids(f"{SERVICE}--v{version}")
         for pid in victims:
@@ -287,6 +308,12 @@ def _challenger_breaks(fire: Fire, break_it: Callable[[int], None]) -> tuple[Loa
         "champions_slowest_s": round(max(a.ended - a.began for a in champions), 2),
     }
     return running, {**figures, **running.summary()}
+
+
+def is_in_trial(fire: Fire, version: str) -> bool:
+    """Whether the service's trial is of this challenger, and open."""
+    trial = fire.store.latest_trial(SERVICE)
+    return trial is not None and trial.state == "open" and version in trial.challengers.values()
 
 
 def first_failure(fire: Fire, trial_id: str) -> float:

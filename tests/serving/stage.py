@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 import psutil
 
-from seatrial.stack.haproxy import RETRIES, write_wrapper
+from seatrial.stack.haproxy import SETTINGS, write_wrapper
 
 KEY = "sk-test-only"
 KEY_SHA256 = hashlib.sha256(KEY.encode()).hexdigest()
@@ -261,17 +261,26 @@ class Cluster:
     metrics_url: str
 
     def put(self, applications: list[dict[str, Any]]) -> None:
-        """Declare all applications."""
+        """Declare all applications; the first time, Serve starts before it answers."""
         port = int(self.serve_url.rsplit(":", 1)[1])
         body = {"http_options": {"host": "127.0.0.1", "port": port}, "applications": applications}
-        httpx.put(f"{self.dashboard}/api/serve/applications/", json=body, timeout=60).raise_for_status()
+        httpx.put(f"{self.dashboard}/api/serve/applications/", json=body, timeout=180).raise_for_status()
 
     def application(self, name: str) -> dict[str, Any]:
         """What Serve says of an application; empty while it does not know it."""
-        answer = httpx.get(f"{self.dashboard}/api/serve/applications/", timeout=30)
-        if answer.status_code != 200:
-            return {}
-        return dict(answer.json().get("applications", {}).get(name, {}))
+        return dict(self.applications().get(name, {}))
+
+    def applications(self) -> dict[str, Any]:
+        """What Serve says of each application that it knows, asked until it says something."""
+        answer = wait_until(self._asked, 120, "Serve's applications")
+        return dict(answer.json().get("applications", {}))
+
+    def _asked(self) -> httpx.Response | None:
+        try:
+            answer = httpx.get(f"{self.dashboard}/api/serve/applications/", timeout=30)
+        except httpx.TransportError:
+            return None
+        return answer if answer.status_code == 200 else None
 
     def wait_running(self, name: str, timeout_s: float = 400) -> None:
         """Return when the application runs; RuntimeError with Serve's message when it cannot."""
@@ -293,7 +302,7 @@ def serve_environment(folder: Path, *, haproxy: bool = True) -> dict[str, str]:
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        **RETRIES,
+        **SETTINGS,
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_wrapper(folder)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class Stand:
     mlflow_url: str
     revision: int = 1
     is_full_deployed: bool = False
+    opened: ExitStack = field(default_factory=ExitStack)
 
     def configure(self, made: list[tuple[str, str]], *, wait: bool = True, **changes: Any) -> str:
         """Send a new user_config, and wait until every replica has it in force."""
@@ -100,6 +102,6 @@ class Stand:
         return read()
 
     def client(self, **options: Any) -> openai.OpenAI:
-        """An ordinary client."""
+        """An ordinary client, closed with the stand."""
         options = {"api_key": stage.KEY, "max_retries": 0, "timeout": 60.0, **options}
-        return openai.OpenAI(base_url=f"{self.cluster.serve_url}/v1", **options)
+        return self.opened.enter_context(openai.OpenAI(base_url=f"{self.cluster.serve_url}/v1", **options))

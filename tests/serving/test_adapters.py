@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ HTTP = HttpSection(allow_anonymous=True)
 class Engine:
     """Notes what it is told. ``gate`` holds up loading, ``broken`` versions do not load.
 
-    ``stuck`` ones cannot be taken out the first time, ``away`` ones are to be tried again.
+    ``stuck`` ones cannot be taken out the first time, ``away`` ones are to be tried again, ``deadly`` ones
+    kill the engine while they are loaded, so that nobody ever hears of the load again.
     """
 
     max_lora_rank = 16
@@ -35,12 +37,17 @@ class Engine:
         self.broken: set[str] = set()
         self.stuck: set[str] = set()
         self.away: set[str] = set()
+        self.deadly: set[str] = set()
+        self.is_dead = False
         self.gate = asyncio.Event()
         self.gate.set()
 
     async def load(self, version: str, folder: Path) -> None:
         await self.gate.wait()
         self.calls.append(f"load {version}")
+        if version in self.deadly:
+            self.is_dead = True
+            await asyncio.Event().wait()
 
     async def unload(self, version: str) -> None:
         if version in self.stuck:
@@ -54,6 +61,10 @@ class Engine:
             raise UserError("no answer")
         if version in self.away:
             raise RetryableError("away")
+
+    async def check_health(self) -> None:
+        if self.is_dead:
+            raise RuntimeError("the engine is not well")
 
 
 class World:
@@ -94,8 +105,13 @@ class World:
             {"service": "svc", "revision": revision, "preload": preload, "traffic": traffic}
         )
 
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not is_so():
+                await asyncio.sleep(0.01)
+
     async def settle(self) -> None:
-        for _ in range(200):
+        for _ in range(2000):
             await asyncio.sleep(0.01)
             if not any(state == "loading" for state in self.reports[-1][0].values()):
                 return
@@ -198,9 +214,8 @@ async def test_an_unwanted_version_leaves_when_its_last_request_is_over(world: W
     assert "6" not in world.live.ready, "nobody new gets it"
     assert "unload 6" not in world.engine.calls
     world.live.in_flight["6"] = 0
-    await asyncio.sleep(0.7)
+    await world.until(lambda: world.reports[-1][0] == {"7": "ready"})
     assert "unload 6" in world.engine.calls
-    assert world.reports[-1][0] == {"7": "ready"}
 
 
 async def test_what_a_newer_wish_wants_is_not_unloaded_for_an_older_one(world: World) -> None:
@@ -233,9 +248,8 @@ async def test_a_version_that_came_back_with_other_files_is_loaded_anew_after_it
     assert world.reports[-1] == ({"6": "loading"}, "r1")
     assert world.engine.calls == ["load 6", "warm 6"]
     world.live.in_flight["6"] = 0
-    await asyncio.sleep(0.7)
+    await world.until(lambda: world.reports[-1] == ({"6": "ready"}, "r2"))
     assert world.engine.calls == ["load 6", "warm 6", "unload 6", "load 6", "warm 6"]
-    assert world.reports[-1] == ({"6": "ready"}, "r2")
     await world.configure("r3", [other], champion="6")
     await world.settle()
     assert len(world.engine.calls) == 5, "the same files are loaded once"

@@ -110,3 +110,12 @@ async def test_a_streams_tokens_are_counted_though_its_client_did_not_ask_for_th
     asked = await ask(app, stream=True, stream_options={"include_usage": True})
     assert asked.content == b"data: a\n\n" + usage + b"data: [DONE]\n\n"
     assert [(s.prompt_tokens, s.completion_tokens) for s in shelf.samples] == [(4, 3), (4, 3)]
+
+
+async def test_what_no_version_has_seen_is_counted_by_its_reason() -> None:
+    app, shelf, live = service()
+    await ask(app, n=99)
+    live.admitted = 4
+    assert (await ask(app)).status_code == 429
+    assert shelf.rejections == ["invalid_value", "overloaded"]
+    assert shelf.samples == []

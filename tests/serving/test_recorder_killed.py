@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from seatrial.store import Store
-from seatrial_serving.recorder import Recorder
+from seatrial_serving.recorder import CUT, Recorder
 from seatrial_serving.spool import Spool
-from tests.serving.recording import exposure, rows
+from tests.serving.recording import endings, exposure, outcome, rows
 
+WHOLE, BROKEN = (200, None), (500, CUT["error"])
 CHILD = """
 import asyncio, sys, json, os
 from pathlib import Path
@@ -37,6 +38,8 @@ async def main():
         await recorder.outcomes([outcome_row("svc", f"r{number}", "resolved", 1.0, now=1.0)])
         print(number, flush=True)
         if number % 3:
+            recorder.ended(row["request_id"])
+        if number % 3 == 2:
             recorder.exposed(row)
 asyncio.run(main())
 """
@@ -57,7 +60,10 @@ async def test_a_killed_process_loses_nothing_that_it_had_answered(tmp_path: Pat
     assert recorder.replay_orphans() >= 2 * seen
     acknowledged = {f"r{number}" for number in range(1, seen + 1)}
     assert acknowledged <= set(rows(store, "outcomes"))
-    assert acknowledged <= set(rows(store, "exposures")), "answers that had begun are exposures too"
+    told = endings(store)
+    assert acknowledged <= told.keys(), "answers that had begun are on record too"
+    for number in range(1, seen):  # of the last, the end may have been on record or not
+        assert told[f"r{number}"] == (WHOLE if number % 3 else BROKEN)
     assert recorder.replay_orphans() == 0
     assert len(list(spool.iterdir())) == 1, "only the living one's file is left"
 
@@ -81,6 +87,32 @@ async def test_an_answer_is_on_record_at_every_moment_of_its_end(
     assert rows(store, "exposures") == []
     assert Recorder(tmp_path / "spool", lambda: store).replay_orphans() == 1
     assert rows(store, "exposures") == ["r1"]
+
+
+async def test_that_an_answer_ended_outlives_the_files_replacement(tmp_path: Path, store: Store) -> None:
+    """What is taken out of the file because the store has it leaves the open answers' records in it."""
+    recorder = Recorder(tmp_path / "spool", lambda: store)
+    recorder._drop_at = 1
+    for number in (1, 2, 3):
+        recorder.opened(exposure(number))
+    recorder.ended("r1")
+    recorder.ended("r2")
+    recorder.exposed(exposure(2))
+    assert recorder.flush()
+    assert recorder._offset == 0, "replaced"
+    recorder._spool.close(delete=False)
+    assert Recorder(tmp_path / "spool", lambda: store).replay_orphans() == 2
+    assert endings(store) == {"r1": WHOLE, "r2": WHOLE, "r3": BROKEN}
+
+
+async def test_a_spool_of_a_version_that_knows_other_records_is_read(tmp_path: Path, store: Store) -> None:
+    kinds = {"t": "later", "request_id": "r1"}, {"request_id": "r2"}, {"t": "ended", "request_id": "r3"}
+    lines = [*kinds, {"t": "opened", **exposure(4)}, {"t": "outcome", **outcome(4)}]
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    (folder / "1-dead.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert Recorder(folder, lambda: store).replay_orphans() == 2
+    assert (endings(store), rows(store, "outcomes")) == ({"r4": BROKEN}, ["r4"])
 
 
 LOADED = """

