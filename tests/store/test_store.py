@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect
+from sqlalchemy import event, inspect
 
 from seatrial.errors import RetryableError, UserError
 from seatrial.experiments.assignment import Namespace
@@ -22,7 +26,7 @@ from seatrial.experiments.evidence import ArmEvidence, Evidence
 from seatrial.experiments.sequential import UNDEFINED, ArmStats
 from seatrial.experiments.trial import Decision, Look, Stop
 from seatrial.experiments.verdict import Judgement
-from seatrial.store import Store
+from seatrial.store import Store, database
 from seatrial.store.tables import exposures, metadata, outcomes, trials
 from tests.store.rows import exposure, outcome, trial
 
@@ -48,6 +52,50 @@ def test_several_processes_may_migrate_at_once(store_url):
     store = Store(store_url)
     assert store.services() == {}
     store.close()
+
+
+@contextmanager
+def another_first_opener(path: Path) -> Iterator[sqlite3.Connection]:
+    """It writes into the file, which is no WAL file yet, until it is told to commit."""
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as found:
+        found.execute("BEGIN IMMEDIATE")
+        yield found
+
+
+def test_a_new_file_that_another_process_writes_is_waited_for(tmp_path: Path):
+    path = tmp_path / "store.db"
+    with another_first_opener(path) as other, closing(Store(f"sqlite:///{path}")) as store:
+        soon = threading.Timer(0.5, other.execute, ["COMMIT"])
+        soon.start()
+        store.migrate()
+        soon.join()
+        with store.engine.connect() as connection:
+            assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
+
+
+def test_a_new_file_that_stays_locked_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.1)
+    path = tmp_path / "store.db"
+    with (
+        another_first_opener(path),
+        closing(Store(f"sqlite:///{path}")) as store,
+        pytest.raises(RetryableError, match="store: database is locked"),
+    ):
+        store.services()
+
+
+def test_many_may_open_a_new_file_at_the_same_moment(tmp_path: Path):
+    def connect(start: threading.Barrier, url: str) -> None:
+        engine = database.open_engine(url)
+        event.listen(engine, "connect", lambda *_: start.wait(60), insert=True)
+        engine.connect().close()
+        engine.dispose()
+
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(60):
+            url, start = f"sqlite:///{tmp_path / str(number)}.db", threading.Barrier(8)
+            for opened in [pool.submit(connect, start, url) for _ in range(8)]:
+                opened.result()
 
 
 def test_rows_written_twice_count_once(store):

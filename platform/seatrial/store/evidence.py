@@ -96,6 +96,7 @@ def _arm(name: str, version: str, sums: ArmSums, rules: Rules) -> ArmEvidence:
         outcomes=sums.counts["outcomes"],
         stats=ArmStats(primary.n, primary.x, primary.xx),
         unanswered=sums.unanswered / ONE,
+        lost_units=sums.lost,
         metrics=metrics,
         histograms={m.name: sums.histogram(m.name) for m in rules.metrics if m.type == "quantile"},
     )

@@ -11,7 +11,7 @@ from seatrial.experiments.policy import MetricPolicy, TrialPolicy
 from seatrial.experiments.trial import Trial
 
 # Grows whenever the same rows would make other figures: what was kept is then made anew.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)

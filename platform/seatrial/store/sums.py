@@ -34,6 +34,7 @@ class ArmSums:
 
     units: int = 0
     exposed: int = 0
+    lost: int = 0
     unanswered: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     metrics: list[list[int]] = field(default_factory=list)
@@ -43,6 +44,7 @@ class ArmSums:
         """Add a unit's figures (``sign`` 1) or take them out again (-1)."""
         self.units += sign
         self.exposed += sign * (figures.answered > 0)
+        self.lost += sign * (figures.answered == figures.failed == 0)
         self.unanswered += sign * _scaled(figures.left / figures.requests)
         for name in COUNTS:
             self.counts[name] += sign * getattr(figures, name)
@@ -74,6 +76,7 @@ class ArmSums:
         return {
             "units": self.units,
             "exposed": self.exposed,
+            "lost": self.lost,
             "unanswered": self.unanswered,
             "counts": dict(self.counts),
             "metrics": self.metrics,
@@ -87,9 +90,14 @@ class ArmSums:
             name: Counter({int(at): n for at, n in found.items()})
             for name, found in value["histograms"].items()
         }
-        counts = Counter(value["counts"])
         return cls(
-            value["units"], value["exposed"], value["unanswered"], counts, value["metrics"], histograms
+            value["units"],
+            value["exposed"],
+            value.get("lost", 0),
+            value["unanswered"],
+            Counter(value["counts"]),
+            value["metrics"],
+            histograms,
         )
 
 
