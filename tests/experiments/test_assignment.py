@@ -108,6 +108,14 @@ def test_a_table_that_cannot_be_is_refused(coverage, weights):
         table(coverage, weights)
 
 
+def test_sums_of_weights_cost_no_arm_a_bucket():
+    # 0.9 + 0.05 is a little more than 0.95 in floating point, 0.9 x 0.01 more than 0.009.
+    arms = (Arm("champion", "1", 0.9), Arm("challenger", "2", 0.05), Arm("challenger-b", "3", 0.05))
+    for coverage in (0.01, 0.05, 0.1, 0.5, 1.0):
+        shares = TrialTable("t", "seed", coverage, arms).bucket_shares
+        assert shares == {arm.name: pytest.approx(arm.weight, abs=1e-12) for arm in arms}
+
+
 def test_a_decision_takes_microseconds():
     whole = replace(table(0.5), namespace=Namespace("home", 0.0, 0.9), holdout=0.05)
     units = [f"2f1c9a3e-8b7d-4a55-9e10-{number:012d}" for number in range(2_000)]

@@ -56,6 +56,16 @@ def test_a_loser_leaves_while_the_other_goes_on_and_the_last_one_ends_the_trial(
     assert (both.verdict, both.drop) == ("roll_back", {})
 
 
+def test_users_who_leave_a_challenger_that_is_out_do_not_end_the_trial_of_the_other():
+    failing = replace(
+        arm("challenger-b", 100, 50), assigned_units=400, lost_units=200, unanswered=100.0, failures=100
+    )
+    found = look(policy(), A, arm("challenger", 400, 165), failing)
+    assert (found.verdict, set(found.drop)) == (None, {"challenger-b"})
+    left = replace(failing, unanswered=0.0, failures=0)
+    assert look(policy(), A, arm("challenger", 400, 165), left).verdict == "invalid"
+
+
 def test_a_challenger_over_its_guardrail_leaves_at_any_look():
     failing = replace(arm("challenger-b", 20, 10), unanswered=15.0, failures=15)
     found = look(policy(), arm("champion", 40, 20), arm("challenger", 20, 10), failing)
@@ -257,10 +267,10 @@ def test_equal_arms_are_rarely_told_apart(case):
 
 
 def test_a_first_step_of_few_buckets_is_no_sample_ratio_mismatch():
-    """0.1 % of the traffic for two challengers: of 100 buckets they have 5 and 4, and the champion 91."""
-    rules = TrialSection.model_validate({"challenger_share": 0.1}).model_dump(mode="json")
-    arms = (Arm("champion", "1", 0.9), Arm("challenger", "2", 0.05), Arm("challenger-b", "3", 0.05))
-    table = TrialTable("svc-1", "seed", 0.01, arms)
+    """Two challengers with half of 0.1 % of the traffic: they have 3 buckets each, and the champion 5."""
+    rules = TrialSection.model_validate({"challenger_share": 0.5}).model_dump(mode="json")
+    arms = (Arm("champion", "1", 0.5), Arm("challenger", "2", 0.25), Arm("challenger-b", "3", 0.25))
+    table = TrialTable("svc-1", "seed", 0.001, arms)
     made = Trial(
         "svc-1", "svc", 1, "open", table, rules, "1", {"challenger": "2", "challenger-b": "3"}, 0.0, 0.0
     )
@@ -268,7 +278,7 @@ def test_a_first_step_of_few_buckets_is_no_sample_ratio_mismatch():
     arm_of = {bucket(user, "seed"): assign(user, table) for user in map(str, range(150_000))}
     assert len(arm_of) == 10_000
     names: Counter[str] = Counter()
-    for kept, users in zip(arm_of.values(), np.random.default_rng(3).poisson(200, 10_000), strict=True):
+    for kept, users in zip(arm_of.values(), np.random.default_rng(3).poisson(2_000, 10_000), strict=True):
         if kept is not None:
             names[kept.name] += int(users)
     counted = tuple(replace(arm(each.name, names[each.name], 0), outcomes=0) for each in arms)

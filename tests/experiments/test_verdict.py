@@ -56,6 +56,37 @@ def test_the_sample_ratio_comes_before_everything():
     assert "do not fit the split" in found.reason
 
 
+def test_users_who_leave_one_arm_more_often_make_the_trial_invalid():
+    # The hardest 1,000 of 5,000 users had no answer: of those that are left more were helped.
+    a, b = arm("champion", 5000, 1500), replace(arm("challenger", 4000, 1500), assigned_units=5000)
+    assert look(a, b, policy()).verdict == "promote"
+    found = look(a, replace(b, lost_units=1000), policy())
+    assert found.verdict == "invalid"
+    assert found.reason.startswith("sample ratio: 0 and 1000 of 5000 and 5000 units left without an answer")
+    assert found.srm_p == 1.0
+    alike = look(replace(a, assigned_units=6250, lost_units=1250), replace(b, lost_units=1000), policy())
+    assert alike.verdict == "invalid", "of all units there are too few"
+
+
+def test_a_challenger_that_never_answers_ends_the_trial_without_any_failure():
+    def after(units: int) -> Judgement:
+        hung = replace(arm("challenger", 0, 0), assigned_units=units, lost_units=units)
+        return look(arm("champion", units, units // 3), hung, policy())
+
+    assert after(5).verdict is None
+    assert after(30).verdict == "invalid"
+
+
+def test_users_who_leave_both_arms_alike_and_failures_are_no_mismatch():
+    a, b = (replace(arm(name, 4000, 1500), assigned_units=5000, lost_units=1000) for name in SHARES)
+    assert look(a, b, policy()).verdict is None
+    failing = replace(arm("challenger", 4000, 1500), assigned_units=5000, failures=1000, unanswered=1000.0)
+    found = look(arm("champion", 5000, 1500), failing, policy())
+    assert (found.verdict, "max_error_share" in found.reason) == ("roll_back", True)
+    both = look(arm("champion", 5000, 1500), replace(failing, lost_units=1000), policy())
+    assert both.verdict == "roll_back", "a guardrail says more"
+
+
 def test_the_guardrail_comes_before_the_minimum_and_the_metric():
     found = look(arm("champion", 10, 3), arm("challenger", 10, 9, failures=20), policy())
     assert found.verdict == "roll_back"

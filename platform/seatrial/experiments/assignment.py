@@ -133,14 +133,15 @@ class TrialTable:
         """Half-open range of buckets of each arm: ``ranges``, or GrowthBook's `getBucketRanges`.
 
         In the latter an arm's range starts at the sum of the weights before it whatever the coverage, so a
-        unit keeps its arm when coverage grows.
+        unit keeps its arm when coverage grows. Edges are rounded to 12 places: 0.9 + 0.05 is 0.95, or the
+        arm would lose the bucket that starts there.
         """
         if self.ranges is not None:
             return self.ranges
         found, start = [], 0.0
         for arm in self.arms:
-            found.append((start, min(1.0, start + self.coverage * arm.weight), arm.name))
-            start += arm.weight
+            found.append((start, min(1.0, round(start + self.coverage * arm.weight, 12)), arm.name))
+            start = round(start + arm.weight, 12)
         if self.coverage == 1.0:
             # Weights that sum to 1 only within rounding leave a sliver at the top: it is the last arm's.
             found[-1] = (found[-1][0], 1.0, found[-1][2])

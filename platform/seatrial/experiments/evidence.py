@@ -42,6 +42,7 @@ class ArmEvidence:
 
     ``unanswered`` is the sum, over units, of the share of their requests that the arm's own version did not
     answer: it failed, or another version had to stand in. A client's retries count within their unit.
+    ``lost_units`` had neither an answer nor a failure: their clients left, or were refused (400 to 499).
     ``stats`` is of the metric that decides; ``metrics`` and ``histograms`` (bucket → units) are by name.
     """
 
@@ -58,6 +59,7 @@ class ArmEvidence:
     unanswered: float = 0.0
     metrics: Mapping[str, Moments] = field(default_factory=dict)
     histograms: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    lost_units: int = 0
 
     @classmethod
     def empty(cls, name: str, version: str) -> ArmEvidence:
@@ -80,7 +82,7 @@ class ArmEvidence:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All arms at ``taken_at``, those that have left too.
+    """All arms, those that have left too; what came until ``taken_at`` is in it.
 
     ``ignored_outcomes`` had a value outside 0..1 where the metric is a share, ``late_outcomes`` came after
     the attribution window, ``early_outcomes`` of a unit before its first request. ``looks`` are the units of

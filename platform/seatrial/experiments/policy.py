@@ -148,6 +148,11 @@ class TrialPolicy:
             prices=dict(section.get("prices") or {}),
         )
 
+    @property
+    def ratio_alpha(self) -> float:
+        """Alpha of each of the two tests of the sample ratio."""
+        return self.sample_ratio_alpha / 2
+
     def shared_alpha(self, challengers: int) -> float:
         """Alpha of each comparison with the champion, of so many that the trial began with (Bonferroni)."""
         return self.alpha / challengers

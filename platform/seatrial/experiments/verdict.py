@@ -3,6 +3,10 @@
 The order is fixed: sample ratio, guardrails, minimum n, primary metric, deadline. What is missing, old or not
 a number never promotes: it waits, and the deadline ends it as inconclusive.
 
+The sample ratio is tested twice, at half its alpha each: of all units, and of those that had an answer or a
+failure. The rest left or were refused; where that depends on the arm, the metric compares different users. A
+guardrail that is broken goes before the second, since it says more.
+
 Of several challengers each is compared with the champion at alpha over the number that started, so that the
 probability of any wrong decision of the metric is at most alpha (Bonferroni). A loser leaves while others go
 on; of several winners the larger estimate wins.
@@ -11,7 +15,7 @@ on; of several winners the larger estimate wins.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -55,17 +59,47 @@ def judge(
     against ``hashed``, the shares that whole buckets can give, where they are given: with few buckets an
     arm's is not quite what was planned.
     """
-    counts = [evidence.arm(name).assigned_units for name in shares]
-    expected = hashed or shares
-    srm_p = 1.0 if is_reweighted else sample_ratio_p(counts, [expected[name] for name in shares])
     names = tuple(name for name in shares if name != control)
     look = _Look(policy, shares, evidence, now - opened_at, now, control, names, started or len(names))
     found = look.judgement()
-    if srm_p <= policy.sample_ratio_alpha:
-        told = " and ".join(map(str, counts))
-        reason = f"sample ratio: {told} units do not fit the split (p = {srm_p:.2g})"
-        found = replace(found, verdict="invalid", reason=reason, arm=None, drop={}, weights=None)
+    srm_p, mismatch = (1.0, None) if is_reweighted else _mismatch(found, policy, hashed or shares, evidence)
+    if mismatch is not None:
+        found = replace(found, verdict="invalid", reason=mismatch, arm=None, drop={}, weights=None)
     return replace(found, srm_p=srm_p)
+
+
+def _mismatch(
+    found: Judgement,
+    policy: TrialPolicy,
+    shares: Mapping[str, float],
+    evidence: Evidence,
+) -> tuple[float, str | None]:
+    """The p-value of all units, and why units do not fit the split."""
+    units = [evidence.arm(name).assigned_units for name in shares]
+    p = sample_ratio_p(units, list(shares.values()))
+    if p <= policy.ratio_alpha:
+        return p, f"sample ratio: {_listed(units)} units do not fit the split (p = {p:.2g})"
+    rest = {name: share for name, share in shares.items() if name not in found.drop}
+    return p, None if found.verdict == "roll_back" else _attrition(policy, rest, evidence)
+
+
+def _attrition(policy: TrialPolicy, shares: Mapping[str, float], evidence: Evidence) -> str | None:
+    """Why the units that had an answer or a failure do not fit the split, if they do not."""
+    units = [evidence.arm(name).assigned_units for name in shares]
+    lost = [evidence.arm(name).lost_units for name in shares]
+    if not any(lost):
+        return None
+    heard = [each - gone for each, gone in zip(units, lost, strict=True)]
+    total = math.fsum(shares.values())
+    p = sample_ratio_p(heard, [share / total for share in shares.values()])
+    if p > policy.ratio_alpha:
+        return None
+    told = f"{_listed(lost)} of {_listed(units)} units left without an answer or were refused"
+    return f"sample ratio: {told}: {_listed(heard)} do not fit the split (p = {p:.2g})"
+
+
+def _listed(counts: Sequence[int]) -> str:
+    return " and ".join(map(str, counts))
 
 
 def planned_units(
