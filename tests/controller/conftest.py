@@ -1,4 +1,4 @@
-"""A real Ray cluster with Ray Serve, with token authentication, for the whole module."""
+"""A real Ray cluster with Ray Serve, with token authentication, and a controller behind its gate."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+
+from seatrial.controller.auth import WINDOW_S
+from tests.controller.gate import TOKEN, Site
+from tests.controller.server import serving
 
 LOOPBACK = "127.0.0.1"
 
@@ -94,3 +98,17 @@ def _wait_for(url: str, token: str, head: subprocess.Popen[bytes]) -> None:
         except httpx.TransportError:
             time.sleep(0.3)
     raise TimeoutError(url)
+
+
+@pytest.fixture(scope="module")
+def shut_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Site]]:
+    site = Site(tmp_path_factory.mktemp("shut"), TOKEN)
+    with serving(site.gate) as url:
+        yield url, site
+
+
+@pytest.fixture
+def shut(shut_site: tuple[str, Site]) -> str:
+    """The address of a controller with a token; wrong tokens of other tests are out of its window."""
+    shut_site[1].clock.now += WINDOW_S + 1
+    return shut_site[0]

@@ -22,7 +22,11 @@ class OneReplica:
     def put(self, apps: Sequence[Any], *, owned: Sequence[str]) -> None:
         others = {name: app for name, app in self.deployed.items() if name not in owned}
         self.deployed = {**others, **{app["name"]: app for app in apps}}
-        for app in apps:
+        self.speak(*apps)
+
+    def speak(self, *apps: Any) -> None:
+        """Have the replicas of ``apps``, or all, say that they are there, as real ones do again and again."""
+        for app in apps or self.deployed.values():
             told = app["deployments"][0]["user_config"]
             loaded = {entry["version"]: "ready" for entry in told["preload"]}
             row = {"replica_id": f"{app['name']}#r1", "app": app["name"], "service": app["name"]}

@@ -71,8 +71,22 @@ class Bench:
             if not self.controller.one_pass():
                 time.sleep(0.3)
 
+    def wait_told(self) -> None:
+        """Return when every replica has what Serve was last told."""
+        deadline = time.monotonic() + 60
+        while not self._is_told():
+            assert time.monotonic() < deadline, self.store.replicas(NAME)
+            time.sleep(0.1)
+
+    def _is_told(self) -> bool:
+        app = self.serve.apps()[NAME]
+        assert app.config is not None
+        revision = app.config["deployments"][0]["user_config"]["revision"]
+        said = {row["replica_id"].split("#")[-1]: row["revision"] for row in self.store.replicas(NAME)}
+        return all(said.get(replica) == revision for replica in app.replica_ids)
+
     def ask(self, unit: str, prefix: str = "/") -> dict[str, Any]:
-        answer = httpx.get(f"{self.cluster.serve_url}{prefix}", params={"user": unit})
+        answer = httpx.get(f"{self.cluster.serve_url}{prefix}", params={"user": unit}, timeout=30)
         assert answer.status_code == 200
         body: dict[str, Any] = answer.json()
         return body
@@ -106,6 +120,7 @@ class Bench:
 
     def visit(self, units: int, rates: dict[str, float]) -> None:
         """Ask as so many distinct units, with outcomes at these rates."""
+        self.wait_told()
         trial = self.store.latest_trial(NAME)
         exposures, outcomes, counts = [], [], {"champion": 0, "challenger": 0}
         for number in range(units):
@@ -162,12 +177,12 @@ def test_the_whole_loop_from_an_empty_cluster_to_an_audited_promotion(bench: Ben
     first = bench.version()
     bench.alias("champion", first)
     bench.until(lambda: bench.status()["state"] == "serving")
+    bench.wait_told()
     assert bench.ask("anybody") == {"version": first, "arm": None}
 
     second = bench.version()
     bench.alias("challenger", second)
     bench.until(lambda: bench.status()["state"] == "trial")
-    time.sleep(1)
     bench.visit(400, {"champion": 0.2, "challenger": 0.6})
     bench.controller.one_pass()
     running = bench.status()["trial"]
@@ -176,7 +191,7 @@ def test_the_whole_loop_from_an_empty_cluster_to_an_audited_promotion(bench: Ben
     bench.until(lambda: bench.status()["trial"]["verdict"] == "promote")
     assert bench.aliases() == {"champion": second, "previous": first}
     bench.until(lambda: bench.status()["champion"] == second)
-    time.sleep(1)
+    bench.wait_told()
     assert bench.ask("anybody")["version"] == second
 
     record = audit.find(f"{NAME}-1", uri=bench.uri)
@@ -348,4 +363,5 @@ def test_deleted_services_leave_with_their_trials_and_nobody_elses_address_moves
     bench.client.delete_registered_model_alias(NAME, "challenger")
     bench.store.put_service(NAME, config, now=time.time())
     bench.until(lambda: bench.status()["state"] == "serving", timeout_s=120)
+    bench.wait_told()
     assert bench.ask("anybody") == {"version": before["champion"], "arm": None}

@@ -16,13 +16,17 @@ from seatrial.config.service import ServiceConfig
 from seatrial.controller.api import build
 from seatrial.controller.leadership import LEASE_S
 from seatrial.controller.loop import Controller
+from seatrial.experiments.assignment import assign
+from seatrial.experiments.verdict import STALE_S
 from seatrial.reconcile.actions import Action, MoveAlias, TagVersion
 from seatrial.reconcile.apply import Applier
+from seatrial.registry import audit
 from seatrial.registry.client import connect
-from seatrial.store import Store
+from seatrial.store import Store, outcome_row
 from tests.controller.one_replica import OneReplica
 
 pytestmark = pytest.mark.slow
+AWAY = "http://127.0.0.1:9"
 
 
 class FaultyApplier(Applier):
@@ -62,9 +66,9 @@ class Desk:
         given = {"clock": self.clock, "holder": holder, **more}
         return Controller(self.store, self.serve, self.uri, **given)
 
-    def deploy(self, name: str) -> None:
+    def deploy(self, name: str, **trial: Any) -> None:
         http = {"allow_anonymous": True}
-        config = {"name": name, "engine": {"base": "models:/base/1"}, "http": http, "trial": {}}
+        config = {"name": name, "engine": {"base": "models:/base/1"}, "http": http, "trial": trial}
         row = ServiceConfig.model_validate(config).model_dump(mode="json")
         self.store.put_service(name, row, now=self.now)
 
@@ -94,6 +98,28 @@ class Desk:
         row = {"trial_id": trial.id, "service": name, "sticky": True, "fallback": False, "status": 200}
         row |= {"arm": "champion", "assigned_version": "1", "served_version": "1", "at": self.now}
         self.store.add_exposures([{**row, "request_id": unit, "unit": unit} for unit in units])
+
+    def visit(self, name: str, units: int, *, fails: str = "", hits: str = "") -> None:
+        """So many units, each with one request and one outcome; those of the arm ``fails`` are errors."""
+        trial = self.store.latest_trial(name)
+        exposures, outcomes = [], []
+        for number in range(units):
+            unit = f"{trial.id}-{number}"
+            arm = assign(unit, trial.table)
+            row = {"request_id": unit, "trial_id": trial.id, "service": name, "unit": unit, "sticky": True}
+            row |= {"arm": arm.name, "assigned_version": arm.version, "served_version": arm.version}
+            row |= {"fallback": False, "at": self.now}
+            is_failed = arm.name == fails
+            said = {"status": 500, "error": "it broke"} if is_failed else {"status": 200, "error": None}
+            exposures.append({**row, **said})
+            value = float(number % 5 == 0 or arm.name == hits)
+            outcomes.append(outcome_row(name, unit, "resolved", value, now=self.now))
+        self.store.add_exposures(exposures)
+        self.store.add_outcomes(outcomes)
+
+    def aliases(self, name: str) -> dict[str, str]:
+        found = self.client.get_registered_model(name).aliases
+        return {alias: str(version) for alias, version in found.items()}
 
     def ask(self, path: str) -> Any:
         with TestClient(build(self.controller)) as api:
@@ -130,6 +156,95 @@ def test_an_empty_registry_changes_nothing_and_is_reported(desk: Desk, is_made_a
     assert error.startswith(f"{name}: MLflow has no ")
     assert "version 1 goes on" in error
     assert error in desk.ask("/status").json()["error"]
+    desk.visit(name, 400, fails="challenger")  # what it loses, it loses on evidence
+    for _ in range(2):
+        desk.controller.one_pass()
+    assert desk.traffic(name) == {**before, "trial": None}
+
+
+@pytest.mark.parametrize("is_new", [False, True], ids=["", "and the controller started anew"])
+def test_a_loser_has_no_users_while_mlflow_is_away_and_is_closed_when_it_is_back(desk: Desk, is_new: bool):
+    name, other = desk.names
+    for alias in ("champion", "challenger"):
+        desk.alias(name, alias)
+    desk.alias(other, "champion")
+    desk.rest()
+    before, untouched, state = desk.aliases(name), desk.traffic(other), desk.state(name)
+    if is_new:
+        desk.controller = desk.another("desk", applier=desk.applier)
+    desk.controller.mlflow_uri = AWAY
+    desk.visit(name, 400, fails="challenger")
+    for _ in range(2):
+        desk.controller.one_pass()
+    assert desk.traffic(name)["trial"] is None
+    decision = desk.store.decision(f"{name}-1")
+    assert decision.verdict == "roll_back"
+    for _ in range(3):
+        desk.now += 60
+        assert not desk.controller.one_pass()
+    assert (desk.aliases(name), desk.traffic(other), desk.state(name)) == (before, untouched, state)
+    (error,) = desk.controller.report.errors
+    assert error.startswith("MLFLOW_TRACKING_URI: http://127.0.0.1:9: does not answer")
+    assert error == desk.ask("/healthz").json()["error"] == desk.ask("/status").json()["error"]
+    assert desk.ask("/healthz").json()["ok"] is True
+    desk.controller.mlflow_uri = desk.uri
+    desk.rest()
+    assert desk.controller.report.errors == ()
+    assert desk.aliases(name) == {"champion": before["champion"]}
+    (record,) = audit.chain(name, uri=desk.uri)
+    assert record.body["verdict"] == "roll_back"
+    assert desk.store.decision(f"{name}-1") == decision
+    assert desk.store.latest_trial(name).state == "closed"
+
+
+def test_a_winner_is_promoted_only_when_mlflow_is_back(desk: Desk):
+    name, _ = desk.names
+    desk.deploy(name, minimum_units=100)
+    for alias in ("champion", "challenger"):
+        desk.alias(name, alias)
+    desk.rest()
+    before, told, seen = desk.aliases(name), desk.traffic(name), desk.controller.report.aliases[name]
+    desk.controller.mlflow_uri = AWAY
+    desk.visit(name, 400, hits="challenger")
+    for _ in range(3):
+        desk.now += 60
+        desk.controller.one_pass()
+    assert desk.store.decision(f"{name}-1") is None
+    assert (desk.aliases(name), desk.traffic(name)) == (before, told)
+    assert desk.controller.report.aliases[name] == seen
+    assert desk.trial()["units"] == 400
+    desk.controller.mlflow_uri = desk.uri
+    desk.rest()
+    assert desk.aliases(name) == {"champion": before["challenger"], "previous": before["champion"]}
+
+
+def test_a_registry_that_takes_no_writes_leaves_nobody_with_a_loser(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+):
+    name, _ = desk.names
+    for alias in ("champion", "challenger"):
+        desk.alias(name, alias)
+    desk.rest()
+    before = desk.aliases(name)
+    send = requests.adapters.HTTPAdapter.send
+
+    def refuse(adapter: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        if request.method != "GET":
+            raise requests.ConnectionError("the disk is full")
+        return send(adapter, request, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(requests.adapters.HTTPAdapter, "send", refuse)
+        desk.visit(name, 400, fails="challenger")
+        for _ in range(2):
+            desk.controller.one_pass()
+        assert desk.traffic(name)["trial"] is None
+        assert desk.aliases(name) == before
+        (error,) = desk.controller.report.errors
+        assert error.startswith(f"{name}: MoveAlias: MLflow: ")
+    desk.now += 60
+    desk.rest()
+    assert desk.aliases(name) == {"champion": before["champion"]}
 
 
 def test_a_service_without_a_registered_model_waits_for_its_first_version(desk: Desk):
@@ -239,11 +354,12 @@ def test_a_look_reads_only_what_is_new_and_status_reads_nothing(desk: Desk):
         desk.alias(name, alias)
     desk.rest()
     read = []
-    event.listen(
-        desk.store.engine,
-        "before_cursor_execute",
-        lambda _c, _u, statement, *_: read.append(1) if "FROM exposures" in statement else None,
-    )
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "FROM exposures" in statement:
+            read.append(1)
+
+    event.listen(desk.store.engine, "before_cursor_execute", note)
     desk.expose(name, "ann", "bob")
     desk.controller.one_pass()
     assert desk.trial()["units"] == 2
@@ -273,7 +389,23 @@ def test_a_verdict_is_reached_on_what_is_there_at_that_moment(desk: Desk):
     desk.controller.one_pass()
     decision = desk.store.decision(f"{name}-1")
     assert decision.verdict == "inconclusive"
-    assert (decision.evidence.units, decision.evidence.taken_at) == (1, desk.now)
+    assert decision.evidence.units == 1
+
+
+def test_a_winner_waits_while_a_replica_has_told_the_store_nothing_for_long(desk: Desk):
+    name, _ = desk.names
+    for alias in ("champion", "challenger"):
+        desk.alias(name, alias)
+    desk.rest()
+    desk.visit(name, 400, hits="challenger")
+    desk.now += STALE_S + 1
+    desk.controller.one_pass()
+    assert desk.store.decision(f"{name}-1") is None
+    assert desk.trial()["waiting_for"] == f"the evidence is {STALE_S + 1:.0f} s old"
+    desk.serve.speak()  # what had come until now is in the store
+    desk.rest()
+    decision = desk.store.decision(f"{name}-1")
+    assert (decision.verdict, decision.evidence.taken_at) == ("promote", desk.now)
 
 
 def test_health_is_bad_before_the_first_pass(desk: Desk):

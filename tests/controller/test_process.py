@@ -103,7 +103,7 @@ def test_a_second_controller_on_the_same_store_stands_by(tmp_path: Path):
     first, second = free_port(), free_port()
     with started(tmp_path, first) as one, started(tmp_path, second) as two:
         told = [
-            wait_for(process, port, lambda health: health["passes"] >= 1)
+            wait_for(process, port, lambda health: health["leader"] is not None)
             for process, port in ((one, first), (two, second))
         ]
     assert sorted(health["leads"] for health in told) == [False, True]

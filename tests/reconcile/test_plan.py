@@ -86,6 +86,24 @@ def test_a_first_champion_that_cannot_be_loaded_is_a_failure_with_its_reason(sim
     assert "the file is broken" in sim.state.message
 
 
+def test_what_has_ended_an_engine_is_not_tried_again_until_a_person_asks_for_it(sim):
+    sim.aliases["champion"] = "1"
+    sim.run()
+    sim.deadly.add("2")
+    sim.aliases["challenger"] = "2"
+    sim.run()
+    sim.now += 30 * 86400
+    sim.run()
+    assert sim.state.refused["2"].tries == 1
+    assert [entry["version"] for entry in sim.told["preload"]] == ["1"]
+    sim.deadly.clear()
+    del sim.aliases["challenger"]
+    sim.run()
+    sim.aliases["challenger"] = "2"
+    sim.run()
+    assert sim.trials["support-chat-1"].challenger == "2"
+
+
 def test_a_challenger_that_cannot_be_loaded_opens_no_trial_and_is_tried_again_later(sim):
     sim.aliases["champion"] = "1"
     sim.run()

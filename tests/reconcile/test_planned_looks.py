@@ -111,3 +111,27 @@ def test_a_trial_ends_when_its_last_challengers_leave_for_different_reasons(sim)
     assert "cannot be loaded" in reason
     assert "challenger is worse" in reason
     assert sim.aliases == {"champion": "1"}
+
+
+def test_looks_while_the_registry_is_away_are_taken_once_and_a_winner_s_again_after(make_sim):
+    sim = opened(make_sim, {"challenger": "2"})
+    sim.is_away = True
+    for units in (200, 400):
+        sim.rates = {"champion": (units, units // 2), "challenger": (units, units // 2 + 2)}
+        sim.one_pass()
+    assert (taken(sim), sim.decisions) == ([400, 800], {})  # the last one: its verdict waits
+    sim.rates = {"champion": (500, 250), "challenger": (500, 20)}
+    sim.one_pass()
+    assert (taken(sim), sim.decisions) == ([400, 800], {})
+    sim.is_away = False
+    sim.run()
+    assert sim.trials["support-chat-1"].verdict == "inconclusive"
+
+    sim = opened(make_sim, {"challenger": "2"})
+    sim.is_away = True
+    sim.rates = {"champion": (400, 160), "challenger": (400, 280)}
+    sim.one_pass()
+    assert (taken(sim), sim.decisions) == ([], {})
+    sim.is_away = False
+    sim.run()
+    assert sim.trials["support-chat-1"].verdict == "promote"

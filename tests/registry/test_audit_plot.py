@@ -57,7 +57,7 @@ def test_every_arm_the_sample_ratio_and_every_guardrail_are_in_it():
     assert said.count("challenger") == said.count("challenger-b") == 3  # two legends and a guardrail
     assert said.count("max_error_share") == said.count("kept") == 2
     assert "sample ratio p" in said
-    assert "invalid at 0.001" in said
+    assert "invalid at 0.0005" in said
     assert any(each.startswith("versions 2 and 3 against 1, 97.5% confidence sequence") for each in said)
     interval = figure.axes[0]
     assert (

@@ -142,7 +142,7 @@ class Controller:
     def _act(self, world: World, now: float) -> tuple[bool, list[Trouble]]:
         """Act for every service; one that fails rests for a while and keeps no other waiting."""
         is_busy = False
-        troubles = [Trouble.of(error, name) for name, error in world.problems.items()]
+        troubles = _troubles(world)
         for service in world.desired.services:
             trouble = self._rests.of(service, now)
             if trouble is None:
@@ -181,10 +181,17 @@ class StandingByError(SeatrialError):
     """Another controller acts on this store."""
 
 
+def _troubles(world: World) -> list[Trouble]:
+    """What could not be read, said once of a registry that is away."""
+    of_all = [] if world.away is None else [Trouble.of(world.away)]
+    each = [(name, error) for name, error in world.problems.items() if error is not world.away]
+    return [*of_all, *(Trouble.of(error, name) for name, error in each)]
+
+
 def _seen(world: World, report: Report) -> Report:
     """The report with what a pass saw; a service that could not be read is still as it was seen last."""
     unread = {name: report.aliases[name] for name in world.problems if name in report.aliases}
-    aliases = {service.name: service.aliases for service in world.desired.services}
+    aliases = {service.name: service.aliases for service in world.desired.services if service.is_read}
     counted = {
         each.trial.id: each.evidence
         for each in world.observed.services.values()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from seatrial.errors import RetryableError
-from seatrial.experiments.trial import CHAMPION
+from seatrial.experiments.trial import CHAMPION, Trial
 from seatrial.reconcile.world import ADAPTER_KINDS, FULL_KINDS, DesiredService, VersionInfo
 from seatrial.registry.client import NotRegisteredError, asking, connect
 
@@ -21,13 +22,18 @@ class Registry:
     """The registry's side of a pass: one health check, then one or a few requests for each service.
 
     A server that leaves a request without an answer for ``silent_s`` seconds is asked nothing more: each
-    service's requests would take as long, and the pass of all of them more than a controller's lease.
+    service's requests would take as long, and the pass of all of them more than a controller's lease. So is
+    one that is not well: ``away`` then says how.
     """
 
     def __init__(self, uri: str, silent_s: float = SILENT_S) -> None:
-        self._client: MlflowClient = connect(uri)
+        self.away: RetryableError | None = None
         self._silent_s = silent_s
         self._silence: str | None = None
+        try:
+            self._client: MlflowClient = connect(uri)
+        except RetryableError as error:
+            self.away = error
 
     def service(self, name: str, row: Mapping[str, Any], also: Collection[str]) -> DesiredService:
         """What is wished of a service; ``also`` are versions wanted besides those that aliases name.
@@ -46,11 +52,7 @@ class Registry:
         is_known = CHAMPION in aliases or any(versions[version].exists for version in also)
         if served is not None and not is_known:
             raise RetryableError(_unknown(name, f"no champion of {name} and none of its versions", served))
-        config = row["config"]
-        base = config["engine"]["base"]
-        return DesiredService(
-            name, config, row["route_prefix"], base, aliases, versions, row["updated_at"], deleted_at
-        )
+        return _of(name, row, aliases, versions)
 
     def _aliases(self, name: str) -> dict[str, str] | None:
         """Alias → version; None where there is no such model."""
@@ -72,6 +74,8 @@ class Registry:
         Raises:
             RetryableError: it says anything else, or has left a request before without an answer.
         """
+        if self.away is not None:
+            raise self.away
         if self._silence is not None:
             raise RetryableError(self._silence)
         began = time.monotonic()
@@ -86,10 +90,23 @@ class Registry:
             raise
 
 
+def as_begun(name: str, row: Mapping[str, Any], trial: Trial) -> DesiredService:
+    """What is wished of a service whose aliases cannot be read, as far as its running trial tells."""
+    return replace(_of(name, row, trial.arms, {}), is_read=False)
+
+
+def _of(
+    name: str, row: Mapping[str, Any], aliases: Mapping[str, str], versions: Mapping[str, VersionInfo]
+) -> DesiredService:
+    config, prefix = row["config"], row["route_prefix"]
+    base = config["engine"]["base"]
+    return DesiredService(name, config, prefix, base, aliases, versions, row["updated_at"], row["deleted_at"])
+
+
 def _unknown(name: str, lacks: str, served: str) -> str:
     """An empty registry is more likely a server on the wrong database than a wish to stop serving."""
     return (
-        f"MLflow has {lacks}: version {served} goes on, and nothing is changed until it is back: "
+        f"MLflow has {lacks}: version {served} goes on, and no alias is followed until it is back: "
         f"check the server's database, or register {name} again"
     )
 

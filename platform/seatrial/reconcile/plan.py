@@ -7,7 +7,7 @@ sees that they are ready. When everything is as it should be, the plan is empty.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,8 +29,9 @@ from seatrial.reconcile.closing import decide_or_look, move_aliases, moved_by_ha
 from seatrial.reconcile.deletion import take_down
 from seatrial.reconcile.describe import phase_and_message
 from seatrial.reconcile.opening import open_trial
-from seatrial.reconcile.steering import steer, take_aliases
+from seatrial.reconcile.steering import steer, take_aliases, unloadable, without
 from seatrial.reconcile.traffic import wanted_apps
+from seatrial.reconcile.unread import oust, plan_unread
 from seatrial.reconcile.view import View, full_app_name
 from seatrial.reconcile.world import Desired, DesiredService, Observed, ObservedService, Refusal, ServiceState
 
@@ -51,16 +52,18 @@ def plan_service(
 ) -> list[Action]:
     """The actions for one service."""
     view = View(desired, known, observed.apps, now, _taken(desired.name, observed))
+    if not desired.is_read:
+        return plan_unread(view)
     trial, decision = known.trial, known.decision
-    if trial is not None and decision is not None:
-        moves = move_aliases(view, trial, decision)
-        if moves:
-            return moves
     looks: list[Action] = []
     if trial is not None and decision is None:
         looks = _attend(view, trial)
         if any(isinstance(action, Decide | ChangeTrial) for action in looks):
             return looks
+    moves = _moves(view)
+    puts = _puts_before(view, moves) if moves or view.ousted else []
+    if puts or moves:
+        return [*puts, *moves]
     if desired.deleted_at is not None:
         return take_down(view, desired.deleted_at)
     actions = [*looks, *_load_error_tags(view)]
@@ -94,13 +97,35 @@ def _attend(view: View, trial: Trial) -> list[Action]:
     decision, look = decide_or_look(view, trial, evidence, judgement)
     if decision is not None:
         return [Decide(trial.service, decision, look)]
-    # What a look asks for is not done while aliases are to be taken, so it is looked again after that.
-    if leaving := take_aliases(view, trial):
-        return leaving
-    changed = steer(view, trial, evidence, judgement)
+    changed = without(trial, {**judgement.drop, **unloadable(view, trial)})
+    # What else a look asks for is not done while aliases are to be taken, so it is looked again after that.
+    if changed is None and take_aliases(view, trial):
+        return []
+    changed = changed or steer(view, trial, evidence, judgement)
     if changed is not None:
         return [ChangeTrial(trial.service, changed, look)]
     return [] if look is None else [AddLook(trial.service, look)]
+
+
+def _moves(view: View) -> list[Action]:
+    """What is to be done at the registry for challengers that have left, or for a trial that has ended."""
+    trial, decision = view.observed.trial, view.observed.decision
+    if trial is None:
+        return []
+    return take_aliases(view, trial) if decision is None else move_aliases(view, trial, decision)
+
+
+def _puts_before(view: View, moves: Sequence[Action]) -> list[Action]:
+    """What Ray Serve is told before aliases are taken: a registry that takes no writes leaves nobody with a
+    challenger that is out. It is told as if they were taken, so that it is told once."""
+    decision = view.observed.decision
+    if view.observed.trial is None or view.desired.deleted_at is not None:
+        return []
+    if decision is not None and decision.verdict == "promote":
+        return oust(view)
+    taken = {move.alias for move in moves if isinstance(move, MoveAlias)}
+    aliases = {alias: version for alias, version in view.desired.aliases.items() if alias not in taken}
+    return _put_apps(replace(view, desired=replace(view.desired, aliases=aliases)))
 
 
 def _put_apps(view: View) -> list[Action]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from seatrial.experiments.evidence import Evidence
@@ -14,18 +15,13 @@ from seatrial.reconcile.view import View
 
 
 def steer(view: View, trial: Trial, evidence: Evidence, judgement: Judgement) -> Trial | None:
-    """The trial with the changes that the look asks for, None to let it be.
+    """The trial with the shares that the look asks for, None to let it be.
 
-    Nothing but a challenger's leaving is done before the replicas have the table that they were told.
+    Nothing is done before the replicas have the table that they were told.
     """
-    out = {**judgement.drop, **unloadable(view, trial)}
-    table = trial.table
-    if out and len(out) < len(table.arms) - 1:
-        for arm in out:
-            table = drop(table, arm)
-        return replace(trial, table=table, dropped={**trial.dropped, **out})
     if not _is_told(view, trial):
         return None
+    table = trial.table
     live = evidence.of(arm.name for arm in table.arms)
     wider = next_coverage(trial.policy, table.coverage, trial.ramped_at, live, view.now)
     if wider is not None:
@@ -33,6 +29,16 @@ def steer(view: View, trial: Trial, evidence: Evidence, judgement: Judgement) ->
     if judgement.weights is not None:
         return replace(trial, table=reweight(table, judgement.weights))
     return None
+
+
+def without(trial: Trial, out: Mapping[str, str]) -> Trial | None:
+    """The trial without challengers that are out, and why; None where none is, or none would stay."""
+    table = trial.table
+    if not 0 < len(out) < len(table.arms) - 1:
+        return None
+    for arm in out:
+        table = drop(table, arm)
+    return replace(trial, table=table, dropped={**trial.dropped, **out})
 
 
 def unloadable(view: View, trial: Trial) -> dict[str, str]:

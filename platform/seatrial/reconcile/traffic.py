@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from seatrial.experiments.trial import CHAMPION, Trial
@@ -60,6 +61,11 @@ def user_config(view: View) -> dict[str, Any]:
         "preload": _preload(view, target),
         "traffic": traffic,
     }
+    return revised(body)
+
+
+def revised(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What replicas are told, under the revision that says so."""
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return {**body, "revision": hashlib.sha256(text.encode()).hexdigest()[:16]}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from seatrial.experiments.assignment import Namespace
+from seatrial.experiments.assignment import Namespace, TrialTable
 from seatrial.experiments.namespaces import namespace_of, trouble
 from seatrial.experiments.trial import CHAMPION, PREVIOUS, SHADOW, Trial, is_challenger
 from seatrial.monitoring.logs import plain
@@ -102,6 +102,19 @@ class View:
         shadow = (self.traffic.get("shadow") or {}).get("version")
         aliased = self.traffic.get("aliases", {}).values()
         return frozenset([*aliased, *filter(None, [shadow]), *(arm["version"] for arm in arms)])
+
+    @property
+    def table(self) -> TrialTable | None:
+        """The split of the trial as far as it has come: a winner keeps its share until it is champion."""
+        trial, decision = self.observed.trial, self.observed.decision
+        is_over = decision is not None and decision.verdict != "promote"
+        return None if trial is None or is_over else trial.table
+
+    @property
+    def ousted(self) -> frozenset[str]:
+        """Arms that the replicas were last told to split by, and that are in the trial no more."""
+        told = (arm["name"] for arm in (self.traffic.get("trial") or {}).get("arms", []))
+        return frozenset(told).difference(self.table.by_name if self.table else ())
 
     @cached_property
     def needed(self) -> frozenset[str]:

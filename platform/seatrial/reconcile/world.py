@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -13,6 +14,9 @@ from seatrial.experiments.trial import Decision, Trial
 # vLLM loads these; adapters run inside the base's engine, the others in an application of their own.
 ADAPTER_KINDS = ("adapter",)
 FULL_KINDS = ("full", "int8")
+
+FATAL_LOAD = "loading it ended"
+"""In a replica's error: the version took the engine, or the whole process, along."""
 
 Phase = Literal["starting", "waiting", "loading", "serving", "trial", "failed", "deleting"]
 
@@ -48,6 +52,8 @@ class DesiredService:
     config_at: float
     deleted_at: float | None = None
     """When a person asked for its deletion."""
+    is_read: bool = True
+    """Whether the registry said so just now; else ``aliases`` are those that the running trial began with."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,13 @@ class Refusal:
 
     @property
     def retry_at(self) -> float:
-        """When it may be tried again: after 1, 2, 4 … minutes, at most an hour."""
+        """When it may be tried again: after 1, 2, 4 … minutes, at most an hour.
+
+        Never once loading it has ended an engine, which answers for the champion too: a person sets the
+        alias anew.
+        """
+        if FATAL_LOAD in self.error:
+            return math.inf
         return self.at + min(3600.0, 60.0 * 2.0 ** min(self.tries - 1, 6))
 
 

@@ -138,7 +138,7 @@ def _exposures(axes: Axes, looks: Sequence[Look], colours: Mapping[str, str]) ->
 def _sample_ratio(axes: Axes, trial: Trial, looks: Sequence[Look]) -> None:
     seen = [(look.units, max(_LEAST_P, p)) for look in looks if math.isfinite(p := look.judgement.srm_p)]
     axes.plot(*(zip(*seen, strict=True) if seen else ((), ())), color=COLOURS[0], linewidth=2)
-    limit = trial.policy["sample_ratio_alpha"]
+    limit = TrialPolicy.from_json(trial.policy).ratio_alpha
     axes.axhline(limit, color=BAD, linestyle="--", linewidth=1)
     axes.annotate(
         f"invalid at {limit:g}", (1, limit), xycoords=("axes fraction", "data"),

@@ -23,6 +23,7 @@ PARAM_LENGTH = 6000  # characters of a parameter's value
 JOB_ID = "seatrial.job_id"
 ATTEMPT = "seatrial.attempt"
 SUBMISSION_ID = "seatrial.submission_id"
+PARENT = "mlflow.parentRunId"
 CAUSE = "seatrial.cause"
 GATE = "seatrial.gate"
 GATE_REASONS = "seatrial.gate_reasons"
