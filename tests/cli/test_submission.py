@@ -106,7 +106,9 @@ def test_a_plan_reads_well() -> None:
         {"rows_read": 5000, "rows_kept": 4990, "heldout": 250, "tokens": 1234567, "steps": 400,
          "batch_tokens": 4096, "workers": 2, "device": "gpu", "parameters": 3000000, "estimated_s": 245.0,
          "gpu_hours": 0.136, "gpu_tflops": 125.0,
-         "memory": {"weights": 6 * 2**20, "gradients": 2**20, "optimizer": 2**21, "activations": 3 * 2**30}},
+         "memory": {"weights": 6 * 2**20, "gradients": 2**20, "optimizer": 2**21, "activations": 3 * 2**30,
+                    "checkpoint": 0},
+         "host_memory": 3 * 2**20},
         JobsConfig(gpu_hour_price=2.0),
     )  # fmt: skip
     assert rows == [
@@ -120,6 +122,7 @@ def test_a_plan_reads_well() -> None:
             "3.0 GiB for each worker: "
             "weights 6.0 MiB, gradients 1.0 MiB, optimizer 2.0 MiB, activations 3.0 GiB",
         ),
+        ("host memory", "3.0 MiB for each worker's checkpoints"),
         ("estimated", "4 min 5 s, at 125 TFLOP/s for each GPU (jobs.yaml: gpu_tflops)"),
         ("GPU-hours", "0.14, 0.27 EUR"),
     ]

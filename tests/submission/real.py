@@ -98,10 +98,17 @@ class Stack:
         state = json.loads((self.folder / ".seatrial" / "stack.json").read_text())
         os.kill(next(m["pid"] for m in state["members"] if m["name"] == "controller"), signal.SIGKILL)
 
+    @property
+    def logs(self) -> Path:
+        """What a dry run may change."""
+        folder = self.folder / "logs"
+        folder.mkdir(exist_ok=True)
+        return folder
+
     def start_controller(self) -> None:
         env = {**environment(), **self.addresses.environment(), "RAY_AUTH_MODE": "token"}
         command = [sys.executable, "-m", "seatrial.controller"]
-        with (self.folder / "controller.log").open("ab") as log:
+        with (self.logs / "controller.log").open("ab") as log:
             self.controllers.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
 
 

@@ -13,7 +13,7 @@ from seatrial.errors import RetryableError, SeatrialError
 from seatrial.store import Store
 from seatrial.store.job import Job, Need, Spec
 from seatrial.submission.dispatcher import Dispatcher, Places
-from seatrial.submission.order import Cluster, Node
+from seatrial.submission.order import Cluster, Node, Room
 from seatrial.submission.rayjobs import Log, RayJob
 
 
@@ -50,6 +50,8 @@ class SimulatedRay:
     ends: Callable[[str], RayJob] = lambda _: RayJob("SUCCEEDED", exit_code=0)
     known: dict[str, float] = field(default_factory=dict)
     commands: dict[str, str] = field(default_factory=dict)
+    environments: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    reserved: dict[str, Room] = field(default_factory=dict)
     stopped: dict[str, float] = field(default_factory=dict)
     lines: dict[str, tuple[str, ...]] = field(default_factory=dict)
     needs: Callable[[str], Need] = lambda _: Need()
@@ -70,7 +72,7 @@ class SimulatedRay:
         if stopped is not None and stopped < end:
             return RayJob("STOPPED", began, stopped)
         if now < end:
-            return RayJob("RUNNING", began)
+            return RayJob("RUNNING", began, job_id=ray_id)
         return replace(self.ends(ray_id), started_at=began, ended_at=end)
 
     def running(self) -> list[str]:
@@ -86,8 +88,17 @@ class SimulatedRay:
                 left[fits[0]] = left[fits[0]].take(need.cpus, need.gpus)
         return Cluster(tuple(left))
 
+    def groups(self) -> dict[str, Room]:
+        held = {each: self.needs(each) for each in self.running()}
+        return {each: Room(need.workers * need.cpus, need.workers * need.gpus) for each, need in held.items()}
+
     def submit(
-        self, ray_id: str, entrypoint: str, env: Mapping[str, Any], metadata: Mapping[str, str]
+        self,
+        ray_id: str,
+        entrypoint: str,
+        env: Mapping[str, Any],
+        metadata: Mapping[str, str],
+        reserved: Room,
     ) -> None:
         if self.refuses:
             raise SeatrialError(self.refuses)
@@ -95,6 +106,8 @@ class SimulatedRay:
         if ray_id not in self.known:
             self.known[ray_id] = self.clock()
             self.commands[ray_id] = entrypoint
+            self.environments[ray_id] = env
+            self.reserved[ray_id] = reserved
 
     def stop(self, ray_id: str) -> None:
         self.stopped.setdefault(ray_id, self.clock())

@@ -20,6 +20,8 @@ LOST = "Ray does not know the attempt any more: the cluster started again"
 NO_ROOM = "Job supervisor actor could not be scheduled: no node"
 NOT_STARTED = "Job supervisor actor failed to start within 900 seconds"
 TIMEOUT = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"
+STARTED = "Running entrypoint for job x: python job.py"
+SILENT = "Job entrypoint command failed with exit code 1"
 DIED = "Job supervisor actor died: the node has died"
 GONE = "The actor is dead because its worker process has died."
 GUESSED = f"{GONE} Some common causes include: (1) the process was killed by the OOM killer"
@@ -57,6 +59,9 @@ RAY_OOM = (
         (Finish("FAILED", 137), "killed", KILLED, True),
         (Finish("FAILED", -9, "failed\nlong log"), "killed", KILLED, True),
         (Finish("FAILED", -11, "failed\nlong log"), "killed", "its driver was ended by signal 11", True),
+        (Finish("FAILED", 2, lines=(USER, STARTED)), "user_error", USER, False),
+        (Finish("FAILED", 1, f"{SILENT}, last available logs (truncated to 20,000 chars):\n{STARTED}", "",
+         (STARTED,)), "failed", SILENT, False),
         (Finish("FAILED", 75, lines=("MLflow: away",)), "unavailable", "MLflow: away", True),
         (Finish("FAILED", 2, lines=(USER,)), "user_error", USER, False),
         (Finish("FAILED", 3, lines=(GATE,)), "gate", GATE, False),

@@ -1,4 +1,4 @@
-"""The dispatcher over simulated time: attempts, retries, limits, dependencies, schedules, and crashes."""
+"""The dispatcher over simulated time: attempts, retries, limits, dependencies, and crashes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from simulated import World, cluster, gpus
 
 from seatrial.errors import ConfigError, RetryableError
 from seatrial.store.job import Need, Spec
-from seatrial.submission import accounting, ask
-from seatrial.submission.cron import Cron
+from seatrial.submission import accounting
 from seatrial.submission.dispatch import GRACE_S
 from seatrial.submission.dispatcher import LOG_FOR_S
 from seatrial.submission.rayjobs import Log, RayJob
 
+AUTO = Need(2, 1.0, is_auto=True)
 LOST = RayJob("FAILED", message="Job supervisor actor died", error_type="JOB_SUPERVISOR_ACTOR_DIED")
 
 
@@ -258,56 +258,6 @@ def test_one_that_stands_by_does_nothing(world: World) -> None:
     assert world.ray.submissions == []
 
 
-def test_a_schedule_queues_one_job_for_each_time_and_none_twice(world: World) -> None:
-    hourly = Cron.parse("0 * * * *")
-    world.add("nightly", cron="0 * * * *", state="scheduled")
-    schedule = world.job("nightly")
-    world.store.change_job(
-        schedule, type(schedule)(**{**vars(schedule), "ready_at": hourly.after(world.now)})
-    )
-    world.tick(60.0, times=200)  # 3 hours and 20 minutes from 00:16:40
-    assert list(world.ray.known) == [f"nightly-19700101-0{hour}00" for hour in (1, 2, 3)]
-    assert world.state("nightly") == "scheduled"
-
-
-def test_a_schedule_makes_up_for_the_last_time_alone_and_leaves_out_while_one_runs(world: World) -> None:
-    world.add("nightly", cron="*/10 * * * *", state="scheduled", digest="d")
-    world.now = 7400.0  # many times have passed while nobody was there
-    world.ray.takes = lambda _: 1500.0
-    world.tick(60.0, times=15)
-    assert list(world.ray.known) == ["nightly-19700101-0200"]
-    assert world.job("nightly").message == "left out 19700101-0210: nightly-19700101-0200 still goes on"
-    world.store.ask_job_stop("nightly")
-    world.tick(60.0, times=60)
-    assert world.state("nightly") == "stopped"
-    assert len(world.ray.known) == 1
-
-
-def test_a_stopped_schedule_can_be_asked_for_again_and_its_jobs_begin_anew(world: World) -> None:
-    world.add("nightly", cron="*/10 * * * *", state="scheduled", digest="d")
-    world.tick(60.0, times=2)
-    world.store.ask_job_stop("nightly")
-    world.tick(60.0, times=2)
-    assert world.state("nightly") == "stopped"
-    assert ask.again(world.store, world.job("nightly"), now=world.now)
-    assert (world.state("nightly"), world.job("nightly").ready_at) == ("scheduled", 1800.0)
-    world.tick(60.0, times=12)
-    first, second = world.ray.known
-    assert world.ray.commands[second] == "run nightly", "its first attempt, not a retry"
-    assert first != second
-
-
-def test_a_clock_that_was_ahead_keeps_nothing_from_its_time(world: World) -> None:
-    world.add("nightly", cron="*/10 * * * *", state="scheduled")
-    schedule = world.job("nightly")
-    world.store.change_job(schedule, replace(schedule, ready_at=9e9))
-    late = world.add("late")
-    world.store.change_job(late, replace(late, ready_at=9e9, message="retry 1 of 1 in 10 s: was lost"))
-    world.tick(60.0)
-    assert world.state("late") == "running"
-    assert world.job("nightly").ready_at == 1200.0
-
-
 def test_a_node_that_is_away_for_a_moment_fails_nothing_that_has_waited_long(world: World) -> None:
     world.configure(unschedulable_s=300)
     world.ray.nodes = cluster((4.0, 2.0))
@@ -409,3 +359,19 @@ def test_somebody_elses_jobs_on_the_cluster_are_left_alone(world: World) -> None
     world.add("b")
     world.tick(times=3)
     assert world.ray.stopped == {}
+
+
+def test_a_driver_is_told_what_its_device_came_to_and_what_the_queue_counts(world: World) -> None:
+    world.configure(grows_to={"cpus": 64, "gpus": 8})
+    world.add("grows", need=AUTO, spec=Spec("run", "run", env={"A": "b"}, recipe="r.yaml"))
+    world.add("gpu", need=gpus(1))
+    world.tick()
+    env = {"A": "b", "SEATRIAL_DEVICE": "gpu"}
+    assert world.ray.environments == {"grows": {"env_vars": env}, "gpu": {}}
+    assert world.store.attempts("grows")[0].gpus == 2.0
+    world.configure()
+    world.add("here", need=AUTO)
+    world.ray.known.clear()
+    world.ray.nodes = cluster((8.0, 1.0))
+    world.tick()
+    assert world.ray.environments["here"] == {"env_vars": {"SEATRIAL_DEVICE": "cpu"}}

@@ -9,19 +9,21 @@ from simulated import World, cluster, gpus, job
 
 from seatrial.config.jobs import JobsConfig
 from seatrial.store.job import Attempt, Need
-from seatrial.submission.order import Cluster, Node, needs, next_jobs
+from seatrial.submission.order import Cluster, Node, Room, needs, next_jobs
 
 NOW = 10_000.0
 
 
-def started(waiting, room: Cluster, running=(), attempts=(), now: float = NOW, **config) -> list[str]:
+def started(
+    waiting, room: Cluster, running=(), attempts=(), now: float = NOW, placed=None, **config
+) -> list[str]:
     made = JobsConfig.model_validate(config)
-    return [each.id for each in next_jobs(waiting, running, room, attempts, made, now).start]
+    return [each.id for each in next_jobs(waiting, running, room, attempts, made, now, placed or {}).start]
 
 
 def waits(waiting, room: Cluster, running=(), attempts=(), **config) -> dict[str, str]:
     made = JobsConfig.model_validate(config)
-    return dict(next_jobs(waiting, running, room, attempts, made, NOW).waits)
+    return dict(next_jobs(waiting, running, room, attempts, made, NOW, {}).waits)
 
 
 def test_inside_a_team_priority_and_then_age_decide() -> None:
@@ -60,14 +62,15 @@ def test_what_a_team_holds_already_counts() -> None:
     running = [job(f"r{n}", team="a", state="running") for n in range(2)]
     room = Cluster((Node(4, 0, 2, 0),))
     queue = [job("a0", at=1, team="a"), job("b0", at=2, team="b"), job("b1", at=3, team="b")]
-    assert started(queue, room, running) == ["b0", "b1"]
+    placed = {each.id: Room(1, 0) for each in running}
+    assert started(queue, room, running, placed=placed) == ["b0", "b1"]
 
 
 def test_gpus_and_cpus_are_weighed_by_the_scarcer_one() -> None:
     running = [job("r", team="a", need=gpus(2), state="running")]  # 2 of 4 GPUs, though 2 of 64 CPUs
     room = Cluster((Node(64, 4, 62, 2),))
     queue = [job("a0", at=1, team="a", need=gpus(1)), job("b0", at=2, team="b", need=gpus(2))]
-    assert started(queue, room, running) == ["b0"]
+    assert started(queue, room, running, placed={"r": Room(2, 2)}) == ["b0"]
 
 
 def test_workers_must_fit_on_nodes_not_on_the_sum() -> None:
@@ -80,7 +83,42 @@ def test_what_was_claimed_and_not_taken_yet_is_not_given_away() -> None:
     running = [job("r", need=Need(3, 1.0), state="running")]
     assert started([job("a", need=Need(2, 1.0))], cluster((4, 0)), running) == []
     taken = Cluster((Node(4, 0, 1, 0),))
-    assert started([job("a", need=Need(1, 1.0))], taken, running) == ["a"]
+    assert started([job("a", need=Need(1, 1.0))], taken, running, placed={"r": Room(3, 0)}) == ["a"]
+
+
+def test_where_ray_tells_nothing_of_what_is_used_our_own_claims_are_kept() -> None:
+    running = [job("r", need=gpus(4), state="running")]
+    silent = Cluster((Node(64, 8, 64, 8),))  # no autoscaler reports what is used
+    for placed in ({}, {"r": Room(4, 4)}):
+        assert started([job("a", need=gpus(5))], silent, running, placed=placed) == []
+        assert started([job("a", need=gpus(4))], silent, running, placed=placed) == ["a"]
+
+
+def test_what_others_hold_is_not_taken_for_what_our_own_jobs_were_promised() -> None:
+    running = [job("r", need=gpus(4), state="running")]
+    served = Cluster((Node(64, 8, 60, 4),))  # Serve replicas hold 4 of 8 GPUs
+    assert started([job("a", need=gpus(4))], served, running) == []
+    both = Cluster((Node(64, 8, 56, 0),))
+    assert started([job("a", need=gpus(1))], both, running, placed={"r": Room(4, 4)}) == []
+    gone = Cluster((Node(64, 8, 60, 4),))  # the replicas have left, our workers are there
+    assert started([job("a", need=gpus(4))], gone, running, placed={"r": Room(4, 4)}) == ["a"]
+
+
+def test_workers_that_are_in_place_in_part_keep_the_rest_of_their_claim() -> None:
+    running = [job("r", need=gpus(4), state="running")]
+    room = Cluster((Node(64, 8, 62, 6),))
+    half = {"r": Room(2, 2)}
+    assert started([job("a", need=gpus(5))], room, running, placed=half) == []
+    assert started([job("a", need=gpus(4))], room, running, placed=half) == ["a"]
+
+
+def test_an_elastic_job_that_grew_gives_no_room_away_twice() -> None:
+    grown = job("r", need=Need(1, 1.0, 1.0, most=4), state="running")
+    late = job("s", need=gpus(2), state="running")
+    room = Cluster((Node(64, 8, 60, 4),))  # the one grew to 4, the other has not come yet
+    placed = {"r": Room(4, 4)}
+    assert started([job("a", need=gpus(3))], room, [grown, late], placed=placed) == []
+    assert started([job("a", need=gpus(2))], room, [grown, late], placed=placed) == ["a"]
 
 
 def test_the_same_room_is_not_given_twice_in_one_pass() -> None:
@@ -91,11 +129,11 @@ def test_the_same_room_is_not_given_twice_in_one_pass() -> None:
 def test_a_small_job_passes_one_that_does_not_fit_until_it_has_waited_too_long() -> None:
     room = Cluster((Node(4, 0, 2, 0),))
     big, small = job("big", at=1, need=Need(4, 1.0)), job("small", at=2)
-    order = next_jobs([big, small], [], room, [], JobsConfig(), NOW)
+    order = next_jobs([big, small], [], room, [], JobsConfig(), NOW, {})
     assert [each.id for each in order.start] == ["small"]
     assert order.passed == {"big"}
     late = job("big", at=1, need=Need(4, 1.0), passed_at=NOW - 601)
-    order = next_jobs([late, small], [], room, [], JobsConfig(), NOW)
+    order = next_jobs([late, small], [], room, [], JobsConfig(), NOW, {})
     assert order.start == ()
     assert "kept for a job that has waited longer" in order.waits["small"]
 

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from seatrial.errors import RetryableError, SeatrialError
+from seatrial.submission.order import Room
 from seatrial.submission.rayjobs import RayJobs
 from tests.controller.server import serving
 
@@ -25,8 +26,10 @@ class Dashboard:
 
     def __init__(self) -> None:
         self.status, self.text = 200, "{}"
+        self.asked: dict[str, object] = {}
 
-    async def submit(self, _request: Request) -> Response:
+    async def submit(self, request: Request) -> Response:
+        self.asked = await request.json()
         return PlainTextResponse(self.text, self.status)
 
     async def logs(self, _request: Request) -> Response:
@@ -73,7 +76,7 @@ def test_what_ray_refuses_is_told_from_what_it_cannot_take_now(
     jobs, dashboard = served
     dashboard.status, dashboard.text = status, text
     with pytest.raises(error) as caught:
-        jobs.submit("a", "true", {}, {})
+        jobs.submit("a", "true", {}, {}, Room())
     assert type(caught.value) is error
 
 
@@ -81,7 +84,39 @@ def test_an_attempt_that_ray_has_already_is_as_good_as_taken(served: tuple[RayJo
     jobs, dashboard = served
     said = "ValueError: Job with submission_id a already exists. Please use a different one"
     dashboard.status, dashboard.text = 500, AGENT.format(400, said)
-    assert jobs.submit("a", "true", {}, {}) is None  # type: ignore[func-returns-value]
+    assert jobs.submit("a", "true", {}, {}, Room()) is None  # type: ignore[func-returns-value]
+
+
+def test_what_is_reserved_for_a_command_is_asked_by_the_names_that_ray_knows(
+    served: tuple[RayJobs, Dashboard],
+) -> None:
+    from ray.dashboard.modules.job.common import JobSubmitRequest
+
+    jobs, dashboard = served
+    dashboard.status, dashboard.text = 200, "{}"
+    jobs.submit("a", "true", {}, {}, Room(2.0, 1.0))
+    request = JobSubmitRequest(**dashboard.asked)
+    assert (request.entrypoint_num_cpus, request.entrypoint_num_gpus) == (2.0, 1.0)
+
+
+def test_placement_groups_are_added_up_by_driver() -> None:
+    bundle = {"unit_resources": {"CPU": 2.0, "GPU": 1.0}}
+    rows = [
+        {"creator_job_id": "02000000", "bundles": [bundle, bundle]},
+        {"creator_job_id": "02000000", "bundles": [{"unit_resources": {"CPU": 1.0}}]},
+        {"creator_job_id": "03000000", "bundles": None},
+    ]
+    asked: list[dict[str, str]] = []
+
+    async def groups(request: Request) -> Response:
+        asked.append(dict(request.query_params))
+        return JSONResponse({"data": {"result": {"result": rows}}})
+
+    with serving(Starlette(routes=[Route("/api/v0/placement_groups", groups)])) as url:
+        jobs = RayJobs(url, lambda: None)
+        assert jobs.groups() == {"02000000": Room(5, 2), "03000000": Room()}
+        jobs.close()
+    assert asked[0]["filter_values"] == "CREATED"
 
 
 def test_a_log_is_plain_and_bounded_whatever_a_job_prints(served: tuple[RayJobs, Dashboard]) -> None:

@@ -59,7 +59,7 @@ def test_a_job_whose_node_dies_is_tried_again(stack: Stack) -> None:
     command = [sys.executable, "-c", OTHER_NODE, found.ray_address]
     env = {**environment(), "RAY_AUTH_MODE": "token", **loopback_environment()}
     env["RAY_AUTH_TOKEN_PATH"] = str(found.ray_token_path)
-    with (stack.folder / "node.log").open("wb") as log:
+    with (stack.logs / "node.log").open("wb") as log:
         node = psutil.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         job_id = stack.submit("node-dies", ON_THE_OTHER_NODE)
@@ -75,7 +75,7 @@ def test_a_job_whose_node_dies_is_tried_again(stack: Stack) -> None:
 
 def test_a_job_whose_driver_goes_with_its_node_is_tried_again(stack: Stack) -> None:
     job_id = stack.submit("driver-dies", STAYS_THE_FIRST_TIME)
-    wait_for((stack.folder / "pid").exists, 60)
+    wait_for(lambda: (stack.folder / "pid").exists() and (stack.folder / "pid").read_text() != "", 60)
     driver = psutil.Process(int((stack.folder / "pid").read_text()))
     supervisor = next(each for each in driver.parents() if "JobSupervisor" in " ".join(each.cmdline()))
     supervisor.kill()

@@ -7,12 +7,10 @@ from types import TracebackType
 from typing import Self
 
 from seatrial.cli.output import say
-from seatrial.submission.events import Event
+from seatrial.submission.events import JOB_MANAGER, Event
 
 # The job's own progress lines: a bar says the same at a terminal.
 STEP_LINE = re.compile(r"^step\s+\d+/\d+")
-# What Ray's job manager says before the job says anything.
-PREAMBLE = re.compile(r"INFO job_manager\.py|^Running entrypoint for job ")
 
 
 class PlainFollower:
@@ -33,7 +31,7 @@ class PlainFollower:
         """Take what the job says next."""
         if isinstance(said, Event):
             self._event(said)
-        elif not PREAMBLE.search(said) and not self._is_run_again(said):
+        elif not JOB_MANAGER.search(said) and not self._is_run_again(said):
             self._line(said)
 
     def _event(self, event: Event) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -14,12 +14,14 @@ from seatrial.cli.output import is_terminal, pairs, say
 from seatrial.cli.progress import PlainFollower, TerminalFollower
 from seatrial.cli.where import addresses
 from seatrial.config.addresses import Addresses
-from seatrial.config.jobs import read_jobs_config
+from seatrial.config.jobs import JobsConfig, read_jobs_config
 from seatrial.config.recipe import PretrainRecipe, TrainRecipe
 from seatrial.errors import UserError
 from seatrial.submission import ask, controller, screening
 from seatrial.submission import plan as planning
-from seatrial.submission.follow import follow, may_be_tried_again, require_success
+from seatrial.submission.dispatch import UNHEARD, backoff_s
+from seatrial.submission.events import Event
+from seatrial.submission.follow import Ending, follow, may_be_tried_again, require_success
 from seatrial.submission.recipes import load_recipe
 from seatrial.submission.submit import connect, make_job, submit
 
@@ -81,7 +83,7 @@ def command(
         return
     _require_plain(wishes, no_queue=no_queue)
     sends = queueing.travels(found, upload)
-    _directly(checked.name, module, recipe, found, wishes, sends=sends, force=force, detach=detach)
+    _directly(checked.name, module, recipe, found, config, wishes, sends=sends, force=force, detach=detach)
 
 
 def _queue(
@@ -130,6 +132,7 @@ def _directly(
     module: str,
     recipe: Path,
     found: Addresses,
+    config: JobsConfig,
     wishes: ask.Wishes,
     *,
     sends: bool,
@@ -138,8 +141,8 @@ def _directly(
 ) -> None:
     """Without a queue: submit through Ray's Jobs API, follow, and submit again what was lost."""
     client = connect(found)
+    afresh = force
     for attempt in range(wishes.retries + 1):
-        afresh = force and attempt == 0  # the next attempts go on where the first one was cut off
         job = make_job(
             module,
             recipe,
@@ -156,13 +159,37 @@ def _directly(
             say(f"follow with: ray job logs -f {submission_id}")
             return
         with TerminalFollower() if is_terminal() else PlainFollower() as follower:
+            hearing = _Hearing(follower.hear)
             try:
-                ending = follow(client, submission_id, follower.hear, recipe=str(recipe))
+                ending = follow(client, submission_id, hearing.hear, recipe=str(recipe))
             except KeyboardInterrupt:
                 say(f"detached: {submission_id} goes on")
                 say(f"follow again: ray job logs -f {submission_id}   end it: ray job stop {submission_id}")
                 raise typer.Exit(130) from None
         if attempt == wishes.retries or not may_be_tried_again(ending):
             break
-        say(f"{submission_id}: {ending.why}: submitting again")
+        afresh = afresh and not hearing.may_have_begun(ending)
+        pause_s = backoff_s(attempt + 1, config)
+        say(f"{submission_id}: {ending.why}: submitting again in {pause_s:.0f} s")
+        time.sleep(pause_s)
     require_success(submission_id, ending)
+
+
+class _Hearing:
+    """Passes an attempt's events and lines on, and notes whether its run was opened."""
+
+    def __init__(self, hear: Callable[[Event | str], None]) -> None:
+        self._hear = hear
+        self._is_silent = True
+        self._has_begun = False
+
+    def hear(self, said: Event | str) -> None:
+        """One event or line."""
+        self._is_silent = False
+        self._has_begun |= isinstance(said, Event) and said.name == "run"
+        self._hear(said)
+
+    def may_have_begun(self, ending: Ending) -> bool:
+        """Whether the next attempt must go on where this one was cut off, as in the queue."""
+        kind = ending.cause.kind if ending.cause else ""
+        return self._has_begun or (self._is_silent and kind in UNHEARD)

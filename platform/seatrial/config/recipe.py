@@ -10,6 +10,9 @@ from seatrial.config.model import ArchitectureSection, ModelSection, TokenizerSe
 from seatrial.config.run import GateSection, ResourcesSection, RunSection
 from seatrial.config.section import Section, Slug, wrong
 
+DEVICE = "SEATRIAL_DEVICE"
+"""The variable by which the queue tells a job's driver what `device: auto` is: gpu or cpu."""
+
 
 class Recipe(Section):
     """What every job has: a name, data, a run, resources."""

@@ -196,7 +196,7 @@ class TrialSection(Section):
     tuning_units: PositiveInt | None = None
     """Units at which the confidence sequence is tightest; `minimum_units` when not given."""
     sample_ratio_alpha: Alpha = 0.001
-    """Below this p-value of the sample-ratio test the trial is invalid."""
+    """Alpha of the sample ratio, half of it for all units and half for those that were answered or failed."""
     deadline_h: Annotated[float, Field(gt=0)] = 336.0
     """Hours after which an undecided trial ends as inconclusive."""
     minimum_duration_s: Annotated[float, Field(ge=0)] = 0.0

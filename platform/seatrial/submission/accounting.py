@@ -1,17 +1,25 @@
-"""What a job used, written where people look at it: its MLflow run."""
+"""What a job used and how it ended, written where people look at it: its MLflow run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from seatrial.config.jobs import JobsConfig
 from seatrial.registry import runs
-from seatrial.store.job import Attempt
+from seatrial.registry.client import asking, connect
+from seatrial.store.job import Attempt, Job, ray_id
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 GPU_HOURS = "seatrial.gpu_hours"
 COST = "seatrial.cost"
 DIRECT_HOURS = "seatrial.gpu_hours.direct"
 """Of them, those of drivers that the queue knows nothing of."""
+MOST_LEFT = 1000
+"""Runs that are ended at once; a search has fewer trials at a time."""
 
 
 def gpu_hours(attempts: Sequence[Attempt], now: float) -> float:
@@ -47,6 +55,44 @@ def add(run_id: str, hours: float, config: JobsConfig, *, uri: str) -> None:
     direct = _number(known, DIRECT_HOURS) + hours
     total = tags(_number(known, GPU_HOURS) + hours, config)
     runs.set_tags(run_id, {**total, DIRECT_HOURS: f"{direct:.9g}"}, uri=uri)
+
+
+def ending(job: Job) -> runs.Status | None:
+    """How a run ends whose driver could not end it; None for a job that goes on or succeeded."""
+    statuses: dict[str, runs.Status] = {"failed": "FAILED", "stopped": "KILLED"}
+    return statuses.get(job.state)
+
+
+def end(job: Job, status: runs.Status, *, uri: str) -> None:
+    """End what the job's attempts have left running: their run, and its children. A run that another driver
+    has gone on with bears that one's submission, and is left alone.
+
+    Raises:
+        RetryableError: MLflow does not answer.
+    """
+    tags = {runs.CAUSE: job.cause.text} if job.cause else None
+    for run_id in _left(job, uri):
+        runs.finish(run_id, status, tags=tags, uri=uri)
+
+
+def _left(job: Job, uri: str) -> list[str]:
+    """The runs that the job's attempts have left running, children first: asked again, none is passed by."""
+    attempts = [ray_id(job.id, number) for number in range(job.attempt + 1)]
+    with asking():
+        client = connect(uri)
+        experiment = client.get_experiment_by_name(runs.EXPERIMENT)
+        if experiment is None:
+            return []
+        running = partial(_running, client, experiment.experiment_id)
+        own = [run for each in attempts for run in running(runs.SUBMISSION_ID, each)]
+        return [child for run in own for child in running(runs.PARENT, run)] + own
+
+
+def _running(client: MlflowClient, experiment_id: str, tag: str, value: str) -> list[str]:
+    """The jobs' runs with this tag that have not ended."""
+    wanted = f"tags.`{tag}` = '{value}' and attributes.status = 'RUNNING'"
+    found = client.search_runs([experiment_id], wanted, max_results=MOST_LEFT)
+    return [str(run.info.run_id) for run in found]
 
 
 def _number(known: Mapping[str, str], name: str) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from seatrial.errors import RetryableError, UserError
 from seatrial.monitoring.logs import cause, plain
 from seatrial.store.job import Cause, Job
+from seatrial.submission.events import JOB_MANAGER
 from seatrial.submission.screening import redact
 
 GATE_FAILED = 3
@@ -17,7 +18,7 @@ TERMINATED = 128 + 15
 LONGEST = 400
 MOST_CHARS = 4000  # of a text that is searched for what to say and to hide
 # `(RayTrainWorker pid=…)` repetitions and Ray's notes about itself explain no failure.
-RAY_CHATTER = re.compile(r"^\(\w[\w() ]*pid=|INFO (?:worker|job_manager|sdk|cli)\.py")
+RAY_CHATTER = re.compile(rf"^\(\w[\w() ]*pid=|INFO (?:worker|sdk|cli)\.py|{JOB_MANAGER.pattern}")
 OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|CUDA out of memory|HIP out of memory|can't allocate memory|Cannot allocate memory"
     r"|DefaultCPUAllocator|\bMemoryError\b|killed due to (?:the node running low on )?memory|OOM[- ]?kill",
@@ -100,7 +101,7 @@ def _kind_and_text(finish: Finish) -> tuple[str, str]:
     if finish.exit_code is None:
         message = GUESSES.sub("", " ".join(finish.message.split()))
         return _driverless(finish, message or cause(own) or "its driver was lost", said)
-    message = (finish.message.strip().splitlines() or [""])[0]
+    message = (finish.message.strip().splitlines() or [""])[0].partition(", last available logs")[0]
     if finish.exit_code in (KILLED, -9):
         return "killed", "its driver was killed (SIGKILL; out of memory?)"
     if finish.exit_code < 0:

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from seatrial.config.jobs import JobsConfig
+from seatrial.config.recipe import DEVICE
 from seatrial.store.job import ENDED, Attempt, Cause, Job
 from seatrial.submission.causes import Finish, Next, diagnose, made
 from seatrial.submission.cron import Cron
-from seatrial.submission.order import Cluster, needs, next_jobs
+from seatrial.submission.order import Cluster, Room, needs, next_jobs
 from seatrial.submission.rayjobs import RayJob
 
 LONGEST_BACKOFF_S = 600.0
@@ -39,6 +40,8 @@ class View:
     now: float
     hopeless: Mapping[str, float] = field(default_factory=dict)
     """Job id → since when the cluster has been seen too small for it."""
+    placed: Mapping[str, Room] = field(default_factory=dict)
+    """Submission id → what the attempt has of what the cluster shows as used."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Fire:
 
 @dataclass(frozen=True)
 class Account:
-    """Write what an ended job used to its MLflow run."""
+    """Write what an ended job used to its MLflow run, and end the run that its driver left open."""
 
     job: Job
 
@@ -213,8 +216,20 @@ def command_of(job: Job) -> str:
 
     One that never came so far must not keep the next from starting from nothing, where that was asked for.
     """
-    has_begun = job.result.get("began") or job.result.get("run_id")
-    return job.spec.retry_entrypoint if has_begun else job.spec.entrypoint
+    return job.spec.retry_entrypoint if _has_begun(job) else job.spec.entrypoint
+
+
+def device(job: Job, gpus: float) -> dict[str, str]:
+    """Tells the driver what `device: auto` came to, of which the attempt is taken to use ``gpus``: a cluster
+    that grows may have no GPU yet."""
+    if not job.need.is_auto:
+        return {}
+    return {DEVICE: "gpu" if gpus > 0 else "cpu"}
+
+
+def _has_begun(job: Job) -> bool:
+    """Whether an attempt has opened a run, or may have."""
+    return bool(job.result.get("began") or job.result.get("run_id"))
 
 
 def backoff_s(failures: int, config: JobsConfig) -> float:
@@ -246,7 +261,7 @@ def over(job: Job, state: str, cause: Cause | None, exit_code: int | None, now: 
         exit_code=exit_code,
         ended_at=now,
         message="",
-        is_accounted=not job.result.get("run_id"),
+        is_accounted=not _has_begun(job),
     )
 
 
@@ -303,7 +318,7 @@ def _early(job: Job, view: View) -> str | None:
 
 def _starts(waiting: Sequence[Job], running: Sequence[Job], view: View) -> tuple[list[Action], list[Job]]:
     """Whom to start or to give up, and the others with what they wait for."""
-    order = next_jobs(waiting, running, view.cluster, view.attempts, view.config, view.now)
+    order = next_jobs(waiting, running, view.cluster, view.attempts, view.config, view.now, view.placed)
     actions: list[Action] = []
     for job in order.start:
         need = needs(job.need, view.cluster, view.config)

@@ -36,11 +36,13 @@ from seatrial.submission.dispatch import (
     View,
     command_of,
     decide,
+    device,
     over,
     owners,
     settled,
 )
 from seatrial.submission.order import DAY_S, Cluster
+from seatrial.submission.placed import Sight, kept, placed, reserved, surely
 from seatrial.submission.rayjobs import Log, RayJobs
 
 log = logging.getLogger("seatrial.jobs")
@@ -83,6 +85,7 @@ class Dispatcher:
         self._tidied_at = 0.0
         self._is_migrated = False
         self._hopeless: Mapping[str, float] = {}
+        self._sights: tuple[Sight, ...] = ()
 
     @classmethod
     def of(cls, addresses: Addresses, *, leads: Callable[[], bool]) -> Dispatcher:
@@ -152,10 +155,13 @@ class Dispatcher:
         attempts = self._store.attempts_since(now - config.window_days * DAY_S)
         is_idle = not any(job.state in ("queued", "running") for job in jobs)
         ray = {} if is_idle else self._ray.jobs()
+        groups = {} if is_idle else self._ray.groups()
         cluster = Cluster(()) if is_idle else self._ray.cluster()
+        self._sights = kept([*self._sights, Sight(now, placed(jobs, ray, groups))], now)
         others = {other for job in jobs for other in job.after} | {each for each, _ in owners(ray).values()}
         states = self._store.job_states(sorted(others))
-        return View(jobs, attempts, states, ray, cluster, config, now, self._hopeless)
+        sure = surely(self._sights, now)
+        return View(jobs, attempts, states, ray, cluster, config, now, self._hopeless, sure)
 
     @singledispatchmethod
     def _act(self, action: Action, config: JobsConfig) -> None:
@@ -164,7 +170,8 @@ class Dispatcher:
     @_act.register
     def _(self, action: Start, config: JobsConfig) -> None:
         job, spec = action.job, action.job.spec
-        runtime_env: dict[str, Any] = {"env_vars": dict(spec.env)} if spec.env else {}
+        env = {**spec.env, **device(job, action.gpus)}
+        runtime_env: dict[str, Any] = {"env_vars": env} if env else {}
         if spec.package is not None:
             body = self._store.package(spec.package)
             if body is None:
@@ -174,7 +181,7 @@ class Dispatcher:
             self._ray.put_package(name, body)
             runtime_env["working_dir"] = f"gcs://{name}"
         try:
-            self._ray.submit(job.ray_id, command_of(job), runtime_env, spec.metadata)
+            self._ray.submit(job.ray_id, command_of(job), runtime_env, spec.metadata, reserved(job))
         except RetryableError as error:
             self._tell([job], error)
             raise
@@ -230,10 +237,8 @@ class Dispatcher:
         now, job = self._clock(), action.job
         if now < self._account_at:
             return
-        run_id = job.result["run_id"]
-        hours = accounting.gpu_hours(self._store.attempts_of_run(run_id), now)
         try:
-            accounting.write(run_id, hours, config, uri=self._places.mlflow_uri)
+            self._write(job, config, now)
         except RetryableError as error:  # MLflow keeps no job from running
             self._account_at = now + REST_S
             self._complain(error)
@@ -241,6 +246,15 @@ class Dispatcher:
         except SeatrialError as error:  # such as a run that is gone: later is no better
             self._complain(error)
         self._store.change_job(job, replace(job, is_accounted=True))
+
+    def _write(self, job: Job, config: JobsConfig, now: float) -> None:
+        """Tell the job's run what it used, and that it has ended where its driver could not."""
+        uri, run_id = self._places.mlflow_uri, job.result.get("run_id")
+        if (status := accounting.ending(job)) is not None:
+            accounting.end(job, status, uri=uri)
+        if run_id:
+            hours = accounting.gpu_hours(self._store.attempts_of_run(run_id), now)
+            accounting.write(run_id, hours, config, uri=uri)
 
     def _log(self, ray_id: str, ended_at: float | None) -> Log:
         """The end of an attempt's log; nothing when Ray has not given it for long, as with its node gone."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from seatrial.monitoring.logs import plain
 
 PREFIX = "::seatrial:: "
+# What Ray's job manager says in a job's log. That of the entrypoint may come last: it is written out after
+# the command was started.
+JOB_MANAGER = re.compile(r"INFO job_manager\.py|^Running entrypoint for job ")
 
 
 @dataclass(frozen=True)

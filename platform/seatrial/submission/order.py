@@ -19,6 +19,21 @@ TINY = 1e-9
 
 
 @dataclass(frozen=True)
+class Room:
+    """A part of the cluster, on whichever nodes."""
+
+    cpus: float = 0.0
+    gpus: float = 0.0
+
+    def __add__(self, other: Room) -> Room:
+        return Room(self.cpus + other.cpus, self.gpus + other.gpus)
+
+    def __or__(self, other: Room) -> Room:
+        """The larger part of each."""
+        return Room(max(self.cpus, other.cpus), max(self.gpus, other.gpus))
+
+
+@dataclass(frozen=True)
 class Node:
     """One machine of the cluster; ``cpus`` and ``gpus`` are what it has, the others what nobody uses now."""
 
@@ -61,6 +76,12 @@ class Cluster:
         """GPUs of all nodes."""
         return sum(node.gpus for node in self.nodes)
 
+    @property
+    def used(self) -> Room:
+        """What anybody uses of them."""
+        cpus = sum(node.cpus - node.free_cpus for node in self.nodes)
+        return Room(cpus, sum(node.gpus - node.free_gpus for node in self.nodes))
+
 
 @dataclass(frozen=True)
 class Order:
@@ -92,12 +113,14 @@ def next_jobs(
     attempts: Sequence[Attempt],
     config: JobsConfig,
     now: float,
+    placed: Mapping[str, Room],
 ) -> Order:
     """The jobs to start now. ``waiting`` are those that nothing but room and quota holds back.
 
-    ``attempts`` are those of the quota's window and those that run.
+    ``attempts`` are those of the quota's window and those that run. ``placed`` says by submission ids what
+    running attempts have of what the cluster shows as used.
     """
-    return _Round(running, cluster, attempts, config, now).run(waiting)
+    return _Round(running, cluster, attempts, config, now, placed).run(waiting)
 
 
 def used_gpu_hours(attempts: Sequence[Attempt], config: JobsConfig, now: float) -> dict[str, float]:
@@ -119,6 +142,7 @@ class _Round:
         attempts: Sequence[Attempt],
         config: JobsConfig,
         now: float,
+        placed: Mapping[str, Room],
     ) -> None:
         self._cluster, self._config, self._now = cluster, config, now
         self._used = used_gpu_hours(attempts, config, now)
@@ -129,7 +153,12 @@ class _Round:
             self._promise(job, claim, now - started.get((job.id, job.attempt), now))
         self._claimed_cpus = sum(claim.workers * claim.cpus for claim in claims)
         self._claimed_gpus = sum(claim.workers * claim.gpus for claim in claims)
-        self._nodes = _unclaimed(cluster, self._claimed_cpus, self._claimed_gpus)
+        late = [
+            _late(claim, placed.get(job.ray_id, Room())) for job, claim in zip(running, claims, strict=True)
+        ]
+        # Where Ray shows less as used than our own jobs claim, what they were given is not in its report.
+        hidden = Room(self._claimed_cpus - cluster.used.cpus, self._claimed_gpus - cluster.used.gpus)
+        self._nodes = _unclaimed(cluster, sum(late, Room()) | hidden)
         self._held: dict[str, float] = {}
         for job, claim in zip(running, claims, strict=True):
             self._hold(job, claim)
@@ -264,11 +293,14 @@ class _Round:
         self._bound[job.team] = self._bound.get(job.team, 0.0) + hours
 
 
-def _unclaimed(cluster: Cluster, cpus: float, gpus: float) -> list[Node]:
-    """The nodes less what our jobs have claimed and not taken yet; workers start long after their driver."""
-    taken_cpus = sum(node.cpus - node.free_cpus for node in cluster.nodes)
-    taken_gpus = sum(node.gpus - node.free_gpus for node in cluster.nodes)
-    late_cpus, late_gpus = max(0.0, cpus - taken_cpus), max(0.0, gpus - taken_gpus)
+def _late(claim: Need, has: Room) -> Room:
+    """What a running job has claimed and not taken yet; one that grew has taken more."""
+    return Room(claim.workers * claim.cpus - has.cpus, claim.workers * claim.gpus - has.gpus) | Room()
+
+
+def _unclaimed(cluster: Cluster, late: Room) -> list[Node]:
+    """The nodes less what our jobs will take; workers start long after their driver."""
+    late_cpus, late_gpus = late.cpus, late.gpus
     found = []
     for node in sorted(cluster.nodes, key=lambda node: (-node.free_gpus, -node.free_cpus)):
         less_cpus, less_gpus = min(node.free_cpus, late_cpus), min(node.free_gpus, late_gpus)

@@ -75,6 +75,9 @@ def rows(plan: Mapping[str, object], config: JobsConfig | None = None) -> list[t
         lost = f"{_count(plan.get('cut_tokens'))} tokens of {_count(plan.get('cut_documents'))} documents"
         shown.insert(2, ("cut", f"{lost} longer than run.seq_tokens"))
     shown += _memory(plan.get("memory"))
+    host = plan.get("host_memory")
+    if isinstance(host, int):
+        shown.append(("host memory", f"{_size(host)} for each worker's checkpoints"))
     estimated, tflops = plan.get("estimated_s"), plan.get("gpu_tflops")
     if isinstance(estimated, int | float):
         assumed = f", at {tflops:g} TFLOP/s for each GPU (jobs.yaml: gpu_tflops)" if tflops else ""
@@ -99,7 +102,7 @@ def _trials(plan: Mapping[str, object]) -> str:
 def _memory(found: object) -> list[tuple[str, str]]:
     if not isinstance(found, Mapping):
         return []
-    parts = ", ".join(f"{name} {_size(value)}" for name, value in found.items())
+    parts = ", ".join(f"{name} {_size(value)}" for name, value in found.items() if value)
     return [("memory", f"{_size(sum(found.values()))} for each worker: {parts}")]
 
 

@@ -14,7 +14,7 @@ from seatrial.errors import RetryableError, SeatrialError
 from seatrial.monitoring.bearer import ray_token
 from seatrial.monitoring.logs import plain
 from seatrial.submission.events import Event, Lines, parse
-from seatrial.submission.order import Cluster, Node
+from seatrial.submission.order import Cluster, Node, Room
 
 TIMEOUT_S = 30.0
 KEPT_LINES = 200
@@ -36,6 +36,8 @@ class RayJob:
     exit_code: int | None = None
     message: str = ""
     error_type: str = ""
+    job_id: str = ""
+    """Ray's id of its driver; none before that has joined the cluster."""
 
     @property
     def has_ended(self) -> bool:
@@ -81,14 +83,26 @@ class RayJobs:
         rows = nodes["data"]["result"]["result"]
         return Cluster(tuple(_node(row, usage) for row in rows if row["state"] == "ALIVE"))
 
+    def groups(self) -> dict[str, Room]:
+        """Ray's id of a driver → what its placement groups hold, those of its workers."""
+        in_place = {"filter_keys": "state", "filter_predicates": "=", "filter_values": "CREATED"}
+        found = self._read("/api/v0/placement_groups", params={"detail": 1, "limit": 10_000, **in_place})
+        held: dict[str, Room] = {}
+        for row in found["data"]["result"]["result"]:
+            driver = str(row["creator_job_id"])
+            held[driver] = sum(map(_bundle, row.get("bundles") or ()), held.get(driver, Room()))
+        return held
+
     def submit(
         self,
         submission_id: str,
         entrypoint: str,
         runtime_env: Mapping[str, Any],
         metadata: Mapping[str, str],
+        reserved: Room,
     ) -> None:
-        """Start an attempt. One that Ray has under this id already stays as it is.
+        """Start an attempt; ``reserved`` is for its command alone, besides what its workers will take. One
+        that Ray has under this id already stays as it is.
 
         Raises:
             SeatrialError: Ray refuses it.
@@ -98,6 +112,8 @@ class RayJobs:
             "submission_id": submission_id,
             "runtime_env": dict(runtime_env),
             "metadata": dict(metadata),
+            "entrypoint_num_cpus": reserved.cpus,
+            "entrypoint_num_gpus": reserved.gpus,
         }
         answer = self._send("POST", "/api/jobs/", json=body)
         if answer.status_code < 400 or TAKEN in answer.text:
@@ -173,6 +189,7 @@ def _job(row: Mapping[str, Any]) -> RayJob:
         exit_code=row.get("driver_exit_code"),
         message=str(row.get("message") or ""),
         error_type=str(row.get("error_type") or ""),
+        job_id=str(row.get("job_id") or ""),
     )
 
 
@@ -193,6 +210,12 @@ def _node(row: Mapping[str, Any], usage: Mapping[str, Mapping[str, Sequence[floa
     cpus, gpus = (float(total.get(name, 0.0)) for name in ("CPU", "GPU"))
     taken_cpus, taken_gpus = (float(used.get(name, (0.0, 0.0))[0]) for name in ("CPU", "GPU"))
     return Node(cpus, gpus, cpus - taken_cpus, gpus - taken_gpus)
+
+
+def _bundle(row: Mapping[str, Any]) -> Room:
+    """One worker's part of a placement group."""
+    resources = row.get("unit_resources") or {}
+    return Room(float(resources.get("CPU", 0.0)), float(resources.get("GPU", 0.0)))
 
 
 def _result(event: Event) -> dict[str, Any]:
