@@ -56,9 +56,20 @@ class Scores:
 
 
 def heldout_loss(
-    model: nn.Module, packed: Packed, rows_at_once: int, share: Share, autocast: Any, *, apart: bool = False
+    model: nn.Module,
+    packed: Packed,
+    rows_at_once: int,
+    share: Share,
+    autocast: Any,
+    *,
+    apart: bool = False,
+    chunk_tokens: int | None = None,
 ) -> float:
-    """Mean loss in nats per token with a label, over all workers' parts; ``apart`` as `Batches` has it."""
+    """Mean loss in nats per token with a label, over all workers' parts.
+
+    ``apart`` as `Batches` has it. ``chunk_tokens`` as :func:`~seatrial_jobs.loop.token_loss` has it, so that
+    measuring takes no more memory than training.
+    """
     import torch
     import torch.distributed as dist
 
@@ -71,7 +82,7 @@ def heldout_loss(
     with looking(model):
         for batch in every(packed, rows_at_once, share, apart=apart):
             with autocast():
-                total[0] += token_loss(model, batch)
+                total[0] += token_loss(model, batch, chunk_tokens)
             total[1] += (batch.targets != IGNORED).sum()
     if share.size > 1:
         dist.all_reduce(total)

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from seatrial.config.addresses import Addresses
+from seatrial.config.addresses import Addresses, without_passwords
 from seatrial.config.load import load
 from seatrial.config.recipe import PretrainRecipe, Recipe, TrainRecipe
 from seatrial.errors import RetryableError, SeatrialError, UserError
@@ -30,6 +30,10 @@ from seatrial_jobs.usage import Usage
 
 GATE_FAILED = 3
 TERMINATED = 143  # 128 + SIGTERM
+CODE_DIGESTS = "seatrial.code_digests"
+"""Tag of a run that several states of the training code took part in: their digests, in order."""
+NO_SUBMISSION = "none"
+"""Stands in a run's tag for a driver that was started without Ray Jobs."""
 
 
 class Terminated(BaseException):
@@ -91,7 +95,7 @@ def main(
     try:
         return _run(load(given.recipe, kind), Path.cwd(), carry_out or _carry_out, force=given.force)
     except SeatrialError as error:
-        complain(str(error))
+        complain(without_passwords(str(error)))
         return error.exit_code
     except Terminated as stop:
         complain(str(stop.reason or "stopped; run the same command again to continue"))
@@ -104,14 +108,15 @@ def _run(recipe: Any, root: Path, carry_out: Callable[[Job], int], *, force: boo
     prepared = prepare(recipe, root)
     place = Storage.of(recipe.run.storage, root)
     job_id = ledger.job_id(recipe, prepared.split.digest, prepared.base_digest, prepared.tokens_digest)
-    uri = _require_mlflow()
+    uri, code = _require_mlflow(), ledger.code_digest()
     with answering(place):
-        record = ledger.take_over(place.below(job_id), force=force)
+        record = ledger.take_over(place.below(job_id), force=force, code_digest=code)
     if record.version is not None:
-        return _say_finished(recipe, job_id, record.version)
-    job = replace(_open(recipe, prepared, place, job_id, record, uri), usage=usage)
+        return _say_finished(recipe, job_id, record, code)
+    job = replace(_open(recipe, prepared, place, job_id, record, uri, code), usage=usage)
     emit("run", url=job.run.url, run_id=job.run.run_id)
     say(f"run  {job.run.url}")
+    _warn_of_other_code(record, code)
     try:
         with answering(place):
             ledger.save(job.storage, job.record)
@@ -140,12 +145,28 @@ def _require_mlflow() -> str:
     return uri
 
 
-def _say_finished(recipe: Any, job_id: str, version: str) -> int:
+def _say_finished(recipe: Any, job_id: str, record: ledger.Record, code: str) -> int:
     name = recipe.service if isinstance(recipe, TrainRecipe) else recipe.register_as
-    emit("registered", name=name, version=version)
-    say(f"job {job_id} is finished: it is version {version} of {name} (--force runs it again)")
+    emit("registered", name=name, version=record.version)
+    told = f"job {job_id} is finished: it is version {record.version} of {name}"
+    if other := record.of_other_code(code):
+        say(f"{told}, made by other training code ({_shown(other)}): --force trains it again")
+    else:
+        say(f"{told} (--force runs it again)")
     emit("done")
     return 0
+
+
+def _warn_of_other_code(record: ledger.Record, code: str) -> None:
+    if other := record.of_other_code(code):
+        say(
+            f"warning: goes on from what other training code made ({_shown(other)}): "
+            "--force trains all of it with this one"
+        )
+
+
+def _shown(digests: Sequence[str]) -> str:
+    return ", ".join(digest[:12] for digest in digests)
 
 
 def submitted_with(environment: Mapping[str, str]) -> Mapping[str, str]:
@@ -163,9 +184,8 @@ def submission_id(environment: Mapping[str, str]) -> str | None:
 
 
 def _open(
-    recipe: Any, prepared: Prepared, place: Storage, job_id: str, record: ledger.Record, uri: str
+    recipe: Any, prepared: Prepared, place: Storage, job_id: str, record: ledger.Record, uri: str, code: str
 ) -> Job:
-    code = ledger.code_digest()
     tags = {
         runs.JOB_ID: job_id,
         "seatrial.method": recipe.method.type if isinstance(recipe, TrainRecipe) else "pretrain",
@@ -174,8 +194,10 @@ def _open(
     }
     if prepared.base:
         tags |= {"seatrial.base": prepared.base.ref_pinned, "seatrial.base_digest": prepared.base.digest}
-    if submission := submission_id(os.environ):
-        tags[runs.SUBMISSION_ID] = submission
+    if record.of_other_code(code):
+        tags[CODE_DIGESTS] = ", ".join(record.code_digests)
+    # Also where there is none: the run is not that of the job any more which it may have been.
+    tags[runs.SUBMISSION_ID] = submission_id(os.environ) or NO_SUBMISSION
     run = runs.open_run(
         recipe.name,
         attempt=record.attempt,
@@ -315,6 +337,8 @@ def conclude(job: Job, outcome: Any) -> int:
 def _labels(job: Job, scores: dict[str, float | None]) -> dict[str, str]:
     """Tags of the version, for people who compare versions in MLflow's pages."""
     found = {f"seatrial.eval.{key}": f"{value:.6g}" for key, value in scores.items() if value is not None}
+    if len(job.record.code_digests) > 1:
+        found[CODE_DIGESTS] = ", ".join(job.record.code_digests)
     return {**found, runs.JOB_ID: job.job_id, **job.labels}
 
 
@@ -361,7 +385,7 @@ def _fail(job: Job, error: Exception) -> None:
     if isinstance(error, ledger.SupersededError):
         return
     text = str(error) if isinstance(error, SeatrialError) else f"{type(error).__name__}: {error}"
-    cause = text.splitlines()[0][:500]
+    cause = screening.redact(text.splitlines()[0])[:500]
     emit("failed", cause=cause)
     _end(job, "FAILED", {runs.CAUSE: cause})
 

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import uuid
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from seatrial.errors import SeatrialError, UserError
 from seatrial_jobs.storage import Storage
 
 RECORD = "mlflow_run.json"
+UNKNOWN = "unknown"
+"""Stands for the code of a time when records did not tell it."""
 # Fields that change where and how comfortably a job runs, but not the weights it arrives at.
 OPERATIONAL = {
     "resources": True,
@@ -48,6 +50,12 @@ class Record:
     run_id: str | None = None
     version: str | None = None
     """Set when the job has registered its result, which is when it is finished."""
+    code_digests: list[str] = field(default_factory=list)
+    """Of the training code that has taken part, in order; empty where it is not known."""
+
+    def of_other_code(self, code_digest: str) -> list[str]:
+        """The digests that are not ``code_digest``, in order."""
+        return [digest for digest in self.code_digests or [UNKNOWN] if digest != code_digest]
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
@@ -75,11 +83,11 @@ def code_digest() -> str:
     return total.hexdigest()
 
 
-def take_over(storage: Storage, *, force: bool) -> Record:
+def take_over(storage: Storage, *, force: bool, code_digest: str | None = None) -> Record:
     """Become the driver of the job kept in ``storage``.
 
     A finished job is returned as it is. With ``force``, finished or not, everything that is kept of it goes
-    and it starts from nothing, as a new attempt.
+    and it starts from nothing, as a new attempt. ``code_digest``, where given, takes part from now on.
 
     Raises:
         UserError: its record is damaged.
@@ -89,7 +97,12 @@ def take_over(storage: Storage, *, force: bool) -> Record:
     found = read(storage)
     if found is not None and found.version is not None:
         return found
-    mine = replace(found or Record(attempt=uuid.uuid4().hex, driver=""), driver=uuid.uuid4().hex)
+    before = found or Record(attempt=uuid.uuid4().hex, driver="")
+    mine = replace(before, driver=uuid.uuid4().hex)
+    if code_digest is not None:
+        # A folder is a checkpoint, or a trial's: without one, no code has trained anything that is left.
+        known = (before.code_digests or [UNKNOWN]) if storage.folders() else []
+        mine = replace(mine, code_digests=[*known, code_digest] if known[-1:] != [code_digest] else known)
     save(storage, mine)
     return mine
 
@@ -102,11 +115,23 @@ def read(storage: Storage) -> Record | None:
     """
     try:
         value = storage.read_json(RECORD)
-        return None if value is None else Record(**value)
+        return None if value is None else Record(**_known(value))
     except (ValueError, TypeError) as error:
         raise UserError(
             f"run.storage: {storage.uri}/{RECORD}: damaged ({error}): start again with --force"
         ) from error
+
+
+def _known(value: dict[str, Any]) -> dict[str, Any]:
+    """Without what only newer code keeps.
+
+    Raises:
+        TypeError: it is no record at all.
+    """
+    if not isinstance(value, dict):
+        raise TypeError(f"{type(value).__name__} in place of an object")
+    names = {each.name for each in fields(Record)}
+    return {name: each for name, each in value.items() if name in names}
 
 
 def save(storage: Storage, record: Record) -> None:

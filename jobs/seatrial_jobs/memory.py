@@ -5,16 +5,25 @@ configuration (hidden, feed-forward, heads, key-value heads, head size, vocabula
 weight and a bytes an activation (4, or 2 in bfloat16):
 
 - weights      w P                                        (frozen weights are bfloat16 on GPUs)
+- their copies 2 for each float32 weight of a matrix      (where passes are in bfloat16: torch.autocast's)
 - gradients    4 t, twice with several workers            (DistributedDataParallel's buckets)
 - optimizer    8 t                                        (AdamW's two moments in float32)
+- checkpoint   12 t                                       (the copy that is written while training goes on)
 - activations  b T (L (a (6 h + 2 (H + K) d + 4 f) + 8 h) + 12 V)
 
-With `resources.sharding: full`, N workers divide the first three lines. Each holds besides, put together,
-what lies outside of the layers (E weights, e of them trained) and two layers (P' each, p' trained):
+autocast keeps its copies for the backward pass; norms, and embeddings that are only looked up, have none. The
+copy for checkpoints (torch's `DefaultStager`) is of trained weights and moments and is used again for each.
+It lies in the host's memory, so on GPUs it is none of the device's. Without sharding the first worker alone
+has one, since it alone writes.
+
+With `resources.sharding: full`, N workers divide weights, gradients, optimizer and checkpoint, and autocast
+copies nothing. Each holds besides, put together, what lies outside of the layers (E weights, e of them
+trained) and two layers (P' each, p' trained):
 
 - weights      w P / N + a (E + 2 P')
 - gradients    4 t / N + (a + 4) (e + p')                 (a layer's whole gradient, and the sum that is sent)
 - optimizer    8 t / N
+- checkpoint   12 t / N
 
 With `run.recompute` a layer keeps its input alone, 4 h, besides one layer that is being computed again. With
 `run.loss_chunk_tokens` c, logits take 2 a V a token, their gradient included, and 12 V for c tokens.
@@ -37,30 +46,33 @@ from seatrial_jobs.shape import Shape
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one worker."""
+    """Bytes of one worker, of the one that needs most."""
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
+    checkpoint: int
+    """None on GPUs, where :func:`checkpoint_bytes` are the host's."""
 
 
 def memory_of(recipe: TrainRecipe | PretrainRecipe, shape: Shape, *, on_gpu: bool) -> Memory:
     """What one worker of the recipe needs."""
     run, workers = recipe.run, recipe.resources
     rows = run.batch_rows // (workers.min_workers * run.accumulate)
-    is_lora = isinstance(recipe, TrainRecipe) and isinstance(recipe.method, LoraMethod)
-    trained = _adapter_weights(recipe.method, shape) if is_lora else shape.parameters  # type: ignore[union-attr]
+    is_lora, trained, parts = _is_lora(recipe), _trained_weights(recipe, shape), _parts(recipe)
     bytes_each = 2 if run.precision == "bfloat16" or (run.precision == "auto" and on_gpu) else 4
     each = _bytes_of_weight(recipe, frozen=is_lora, on_gpu=on_gpu)
     weights = each * shape.parameters + (4 * trained if is_lora else 0)
-    gradients, parts = 4 * trained * (2 if workers.max_workers > 1 else 1), 1
-    if workers.sharding == "full" and workers.min_workers > 1:
-        parts = workers.min_workers
+    gradients = 4 * trained * (2 if workers.max_workers > 1 else 1)
+    if parts > 1:
         outside, layer = shape.parameters - shape.block, shape.block // shape.layers
         learnt = trained // shape.layers if is_lora else outside + layer
         weights = weights // parts + bytes_each * (outside + 2 * layer)
         gradients = 4 * trained // parts + (bytes_each + 4) * learnt
+    elif bytes_each == 2:
+        matrices = shape.block + shape.vocabulary * shape.hidden
+        weights += 2 * (matrices * (each == 4) + trained * is_lora)
     return Memory(
         weights=weights,
         gradients=gradients,
@@ -71,7 +83,13 @@ def memory_of(recipe: TrainRecipe | PretrainRecipe, shape: Shape, *, on_gpu: boo
             recompute=run.recompute,
             chunk_tokens=run.loss_chunk_tokens,
         ),
+        checkpoint=0 if on_gpu else checkpoint_bytes(recipe, shape),
     )
+
+
+def checkpoint_bytes(recipe: TrainRecipe | PretrainRecipe, shape: Shape) -> int:
+    """What the copy of a checkpoint takes of the memory of a worker's host."""
+    return 12 * _trained_weights(recipe, shape) // _parts(recipe)
 
 
 def activation_bytes(
@@ -98,6 +116,21 @@ def _bytes_of_weight(recipe: TrainRecipe | PretrainRecipe, *, frozen: bool, on_g
     if dtype == "auto":
         return 2 if frozen and on_gpu else 4
     return 4 if dtype == "float32" else 2
+
+
+def _is_lora(recipe: TrainRecipe | PretrainRecipe) -> bool:
+    return isinstance(recipe, TrainRecipe) and isinstance(recipe.method, LoraMethod)
+
+
+def _parts(recipe: TrainRecipe | PretrainRecipe) -> int:
+    """Workers that divide what is trained."""
+    return recipe.resources.min_workers if recipe.resources.sharding == "full" else 1
+
+
+def _trained_weights(recipe: TrainRecipe | PretrainRecipe, shape: Shape) -> int:
+    if isinstance(recipe, TrainRecipe) and isinstance(recipe.method, LoraMethod):
+        return _adapter_weights(recipe.method, shape)
+    return shape.parameters
 
 
 def _adapter_weights(method: LoraMethod, shape: Shape) -> int:

@@ -27,7 +27,7 @@ from seatrial.errors import SeatrialError
 from seatrial.submission.recipes import load_recipe
 from seatrial_jobs import ledger
 from seatrial_jobs.events import complain
-from seatrial_jobs.memory import Memory, memory_of
+from seatrial_jobs.memory import Memory, checkpoint_bytes, memory_of
 from seatrial_jobs.prepare import Prepared, prepare, read_config, steps_of
 from seatrial_jobs.search.forecast import Forecast, forecast, most_expensive
 from seatrial_jobs.shape import Shape
@@ -79,7 +79,9 @@ class Plan:
     gpu_tflops: float | None
     """What a GPU was taken to do; ``None`` on CPUs, which are measured."""
     memory: Memory | None
-    """Bytes of one worker."""
+    """Bytes of one worker: of its GPU, or of its host where it is on CPUs."""
+    host_memory: int | None
+    """Bytes of its host's memory that a worker on a GPU takes for checkpoints."""
     digests: dict[str, str]
     """SHA-256 of `code`, `config` and `data`: what tells one piece of work from another."""
 
@@ -125,6 +127,7 @@ def plan(
         gpu_hours=None if estimated_s is None else round(gpus * estimated_s / 3600, 4),
         gpu_tflops=tflops,
         memory=_memory(recipe, shape, on_gpu=device == "gpu") if shape else None,
+        host_memory=_host_memory(recipe, shape) if shape and device == "gpu" else None,
         digests=_digests(recipe, prepared),
     )
 
@@ -169,6 +172,11 @@ def _memory(recipe: TrainRecipe | PretrainRecipe, shape: Shape, *, on_gpu: bool)
     """Of the largest trial, where there are several."""
     largest = _dearest(recipe, lambda trial: sum(vars(memory_of(trial, shape, on_gpu=on_gpu)).values()))
     return memory_of(largest, shape, on_gpu=on_gpu)
+
+
+def _host_memory(recipe: TrainRecipe | PretrainRecipe, shape: Shape) -> int:
+    """Of the largest trial, where there are several."""
+    return checkpoint_bytes(_dearest(recipe, lambda trial: checkpoint_bytes(trial, shape)), shape)
 
 
 def _estimate_s(

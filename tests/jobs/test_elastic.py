@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
 from pydantic import ValidationError
+from ray.train import ScalingConfig
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -25,6 +29,7 @@ from seatrial_jobs.evaluate import heldout_loss
 from seatrial_jobs.loop import Schedule, Step, autocast_for, optimizer_for, token_loss, train
 from seatrial_jobs.memory import memory_of
 from seatrial_jobs.shape import Shape
+from seatrial_jobs.workers import elastic
 from seatrial_jobs.workers.elastic import fitting
 from tests.conftest import free_port
 
@@ -176,6 +181,31 @@ def test_room_is_what_is_free_and_what_the_job_has_on_nodes_that_stay(
     free: dict[str, dict[str, float]], going: list[str], own: dict[str, int], expected: int
 ) -> None:
     assert fitting(free, going, own, {"CPU": 2.0}) == expected
+
+
+@pytest.mark.parametrize(
+    ("going", "workers"), [([], 3), (["b"], None), (["c"], None), (["d"], 3)], ids=["none", "b", "c", "d"]
+)
+def test_while_a_machine_of_the_jobs_goes_nothing_else_changes_their_number(
+    monkeypatch: pytest.MonkeyPatch, going: list[str], workers: int | None
+) -> None:
+    """Workers on b and c, room for one more on a; whether the number changes, and to what."""
+    free = {"a": {"CPU": 1.0}, "b": {"CPU": 0.0}, "c": {"CPU": 0.0}, "d": {"CPU": 0.5}}
+    monkeypatch.setattr(elastic, "OWN", Counter({"b": 1, "c": 1}))
+    state = SimpleNamespace(
+        available_resources_per_node=lambda: free,
+        state=SimpleNamespace(get_draining_nodes=lambda: dict.fromkeys(going, 0)),
+    )
+    monkeypatch.setattr(ray._private, "state", state)
+    scaling = ScalingConfig(
+        num_workers=(1, 4), elastic_resize_monitor_interval_s=0, resources_per_worker={"CPU": 1}
+    )
+    policy = elastic.FreeRoom(scaling)
+    monkeypatch.setattr(policy, "_maybe_send_resource_request", lambda: None)
+    monkeypatch.setattr(policy, "_get_reserved_resources", lambda: {key: {"CPU": 1.0} for key in free})
+    running: Any = SimpleNamespace(start_time=0.0, num_workers=2)
+    decision = policy.make_decision_for_running_worker_group(running, None)
+    assert getattr(decision, "num_workers", None) == workers
 
 
 @pytest.mark.parametrize(

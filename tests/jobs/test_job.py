@@ -95,6 +95,71 @@ def test_a_secret_in_the_address_of_the_storage_is_written_nowhere(attempt: Atte
     assert "TOP" not in written
 
 
+@pytest.fixture
+def told(attempt: Attempt, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Tags that the job gives its run, of a driver that has no MLflow."""
+    found: dict[str, str] = {}
+
+    def open_run(*_: Any, tags: dict[str, str], **__: Any) -> runs.Run:
+        found.update(tags)
+        return runs.Run("a-run", "http://mlflow")
+
+    def finish(*_: Any, tags: dict[str, str] | None = None, **__: Any) -> None:
+        found.update(tags or {})
+
+    monkeypatch.setattr(job, "_require_mlflow", lambda: "http://mlflow")
+    monkeypatch.setattr(runs, "open_run", open_run)
+    monkeypatch.setattr(runs, "finish", finish)
+    monkeypatch.setattr(job.Usage, "write", lambda *_: None)
+    return found
+
+
+def test_a_password_in_a_cause_is_written_nowhere(
+    attempt: Attempt, values: dict[str, Any], told: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    said = "MLflow at http://me:SECRET@mlflow:5000 did not take the measurements"
+    train_gives(monkeypatch, job.JobFailedError(said))
+    code, written = attempt(values)
+    assert code == 1
+    assert told[runs.CAUSE] == "MLflow at [hidden]mlflow:5000 did not take the measurements"
+    assert "SECRET" not in written
+
+
+def test_a_job_says_when_other_training_code_took_part(
+    attempt: Attempt,
+    values: dict[str, Any],
+    told: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+):
+    old, new = "0" * 64, "1" * 64
+    monkeypatch.setattr(ledger, "code_digest", lambda: old)
+    train_gives(monkeypatch, job.JobFailedError("killed at step 3"))
+    assert "warning" not in attempt(values)[1]
+    (record,) = tmp_path.glob(f"jobs/*/{ledger.RECORD}")
+    (record.parent / "checkpoint-00000003-abc").mkdir()
+    assert "warning" not in attempt(values)[1]
+    assert "seatrial.code_digests" not in told
+
+    monkeypatch.setattr(ledger, "code_digest", lambda: new)
+    assert "warning: goes on from what other training code made (000000000000): --force" in attempt(values)[1]
+    assert told["seatrial.code_digests"] == f"{old}, {new}"
+
+    kept = json.loads(record.read_text())
+    for digests, expected in (
+        ([new], "it is version 3 of {} (--force runs it again)"),
+        ([old], "it is version 3 of {}, made by other training code (000000000000): --force trains it again"),
+        (None, "it is version 3 of {}, made by other training code (unknown): --force trains it again"),
+    ):
+        before = {key: value for key, value in kept.items() if key != "code_digests"}
+        record.write_text(
+            json.dumps({**before, "version": "3", **({"code_digests": digests} if digests else {})})
+        )
+        code, written = attempt(values)
+        assert code == 0
+        assert expected.format(values["service"]) in written
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("storage", "code"),
@@ -249,3 +314,19 @@ def test_a_job_of_the_queue_leaves_its_hours_to_the_queue(
     tags = only_run(mlflow, values["name"]).data.tags
     assert tags[runs.SUBMISSION_ID] == "x-1"
     assert accounting.GPU_HOURS not in tags
+
+
+@pytest.mark.slow
+def test_a_run_that_somebody_goes_on_with_by_hand_is_the_queues_no_more(
+    attempt: Attempt, values: dict[str, Any], mlflow: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    metadata = {"job_submission_id": "x-1"}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": metadata}))
+    train_gives(monkeypatch, RuntimeError("lost"))
+    with pytest.raises(RuntimeError):
+        attempt(values)
+    assert only_run(mlflow, values["name"]).data.tags[runs.SUBMISSION_ID] == "x-1"
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    train_gives(monkeypatch, outcome(tmp_path / "version"))
+    assert attempt(values)[0] == 0
+    assert only_run(mlflow, values["name"]).data.tags[runs.SUBMISSION_ID] == "none"

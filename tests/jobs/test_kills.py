@@ -12,7 +12,7 @@ import pytest
 from tests.jobs import kills
 from tests.jobs.job_processes import lora_recipe
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 POINTS, STEPS, EVERY = 6, 60, 6
 
 

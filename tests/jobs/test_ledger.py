@@ -82,6 +82,35 @@ def test_a_record_that_is_not_there_is_a_place_that_is_away(storage: Storage):
     assert may_pass(caught.value)
 
 
+def test_code_takes_part_once_it_goes_on_from_what_other_code_has_kept(storage: Storage):
+    def digests(code: str, *, force: bool = False) -> list[str]:
+        return ledger.take_over(storage, force=force, code_digest=code).code_digests
+
+    assert digests("a") == ["a"]
+    assert digests("b") == ["b"], "nothing is kept of the time before"
+    storage.write("checkpoint-1/x", b"")
+    assert digests("b") == ["b"]
+    assert digests("c") == ["b", "c"]
+    assert digests("b") == ["b", "c", "b"]
+    assert ledger.take_over(storage, force=False).code_digests == ["b", "c", "b"]
+    assert digests("c", force=True) == ["c"]
+
+
+def test_the_code_of_a_record_that_does_not_tell_it_is_unknown(storage: Storage):
+    storage.write(ledger.RECORD, b'{"attempt": "a", "driver": "d", "run_id": "r", "version": null}')
+    storage.write("checkpoint-1/x", b"")
+    found = ledger.read(storage)
+    assert found is not None
+    assert found.of_other_code("a") == [ledger.UNKNOWN]
+    assert ledger.take_over(storage, force=False, code_digest="a").code_digests == [ledger.UNKNOWN, "a"]
+
+
+def test_what_newer_code_keeps_besides_is_passed_over(storage: Storage):
+    mine = ledger.take_over(storage, force=False)
+    storage.write_json(ledger.RECORD, {**vars(mine), "of_tomorrow": [1]})
+    assert ledger.read(storage) == mine
+
+
 @pytest.mark.parametrize("content", [b"{half", b"[]", b'{"attempt": "a"}', b"\xff"])
 def test_a_damaged_record_is_one_line_and_force_mends_it(storage: Storage, content: bytes):
     storage.write(ledger.RECORD, content)

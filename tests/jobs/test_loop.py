@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from seatrial.config.method import FullMethod, LoraMethod
@@ -315,6 +316,35 @@ def test_heldout_loss_is_the_token_mean_and_leaves_the_model_training(model: Any
         total = sum(float(token_loss(model, batch)) for batch in every(packed, 1, ALONE))
     assert found == pytest.approx(total / packed.label_tokens, rel=1e-5)
     assert model.training
+
+
+class WidestFloats(TorchDispatchMode):
+    """Notes the most rows of float32 logits that an operation makes."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary, self.rows = vocabulary, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.dtype == torch.float32 and made.ndim >= 2:
+            is_logits = made.shape[-1] == self.vocabulary
+            self.rows = max(self.rows, made.numel() // self.vocabulary if is_logits else 0)
+        return made
+
+
+def test_measuring_makes_float32_logits_of_a_chunk_at_a_time(model: Any):
+    packed = pack(documents(10), 96)
+    halves = autocast_for(run_of(precision="bfloat16"), CPU)
+
+    def measured(chunk: int | None) -> tuple[float, int]:
+        with WidestFloats(model.config.vocab_size) as widest:
+            loss = heldout_loss(model, packed, 2, ALONE, halves, chunk_tokens=chunk)
+        return loss, widest.rows
+
+    (whole, all_rows), (chunked, rows) = measured(None), measured(32)
+    assert (all_rows, rows) == (2 * 96, 32)
+    assert chunked == pytest.approx(whole, rel=1e-6)
 
 
 def test_the_schedule_rises_and_falls_linearly_and_is_never_zero():

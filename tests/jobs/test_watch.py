@@ -23,6 +23,7 @@ from seatrial_jobs.loop import Schedule, Step
 from seatrial_jobs.recorder import Recorder
 from seatrial_jobs.spec import HopelessError
 from seatrial_jobs.storage import Storage
+from seatrial_jobs.workers import watch as watching
 from seatrial_jobs.workers.watch import Watch
 
 ALONE = Share(0, 1, torch.device("cpu"))
@@ -84,6 +85,21 @@ def test_the_time_of_a_measurement_is_in_no_steps_rate(bench: Bench, monkeypatch
         bench.step(number, takes_s=0.1)
     rate = pytest.approx(4 * 16 / 0.1)
     assert bench.recorded("train/tokens_per_s") == [(8, rate), (16, rate)]
+
+
+@pytest.mark.parametrize("chunk", [None, 8])
+def test_the_heldout_loss_is_computed_in_the_recipes_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int | None
+):
+    def measured(*_: Any, apart: bool, chunk_tokens: int | None) -> float:
+        assert chunk_tokens == chunk
+        return 1.5
+
+    monkeypatch.setattr(watching, "heldout_loss", measured)
+    monkeypatch.setattr(watching.ray.train, "report", lambda _: None)
+    bench = Bench(tmp_path, loss_chunk_tokens=chunk)
+    bench.watch.heldout = ROWS
+    assert bench.watch.evaluate(100) == 1.5
 
 
 def test_a_loss_that_is_not_finite_ends_the_job_at_the_next_check_and_is_told(bench: Bench):

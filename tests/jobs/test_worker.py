@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -51,6 +52,27 @@ def test_an_error_that_would_come_again_is_returned_and_the_last_points_arrive(
     outcome = worker.work(spec)
     assert {key: outcome[key] for key in expected} == expected
     assert [point.step for point in arrived] == [1]
+
+
+def test_a_password_of_mlflow_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Away:
+        problem = OSError("http://me:SECRET@mlflow:5000/api: refused")
+
+        def close(self, _: float) -> bool:
+            return False
+
+    for name in ("Keeper", "Notice", "Watch", "Batches", "Schedule"):
+        monkeypatch.setattr(worker, name, MagicMock())
+    for name in ("_model", "_apart", "optimizer_for", "_seed", "autocast_for", "loss_for", "train"):
+        monkeypatch.setattr(worker, name, MagicMock())
+    monkeypatch.setattr(worker.methods, "build", MagicMock())
+    monkeypatch.setattr(worker.ray, "get", lambda _: (MagicMock(), None))
+    monkeypatch.setattr(worker, "_evaluate", lambda *_: worker.Outcome(reasons=["no"]))
+    spec: Any = MagicMock(mlflow_uri="http://me:SECRET@mlflow:5000", export=False)
+    recorder: Any = Away()
+    with pytest.raises(RuntimeError, match=r"MLflow at http://mlflow:5000 did not take") as caught:
+        worker._work(spec, Share(0, 1, torch.device("cpu")), recorder)
+    assert "SECRET" not in str(caught.value)
 
 
 def test_a_place_that_this_machine_does_not_have_is_named(

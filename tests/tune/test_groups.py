@@ -51,7 +51,7 @@ with groups.swept(idle_s=2.0):
     assert free() == whole - 1, "what is in use stays"
 assert ray.get(kept.start.remote()), "and goes on"
 groups.leave()
-assert not ray.is_initialized()
+ray.shutdown()
 ray.init(logging_level="error", log_to_driver=False)
 until_free(whole)
 """

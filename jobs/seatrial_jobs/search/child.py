@@ -8,8 +8,8 @@ from seatrial.config.tune import TuneRecipe
 from seatrial.registry import runs
 from seatrial_jobs import ledger
 from seatrial_jobs.job import Job
+from seatrial_jobs.search.journal import id_of
 
-PARENT = "mlflow.parentRunId"
 TRIAL = "seatrial.trial"
 
 
@@ -19,15 +19,15 @@ def open_run(
     """A trial's MLflow run, a child of the search's; ``values`` are those that it began with."""
     trial_recipe = recipe.with_values(values)
     tags = {
-        PARENT: parent.run.run_id,
+        runs.PARENT: parent.run.run_id,
         TRIAL: str(number),
-        runs.JOB_ID: f"{parent.job_id}/{number:03d}",
+        runs.JOB_ID: f"{parent.job_id}/{id_of(number)}",
         "seatrial.method": recipe.method.type,
         "seatrial.data_digest": parent.prepared.split.digest,
         "seatrial.code_digest": parent.code_digest,
     }
     return runs.open_run(
-        f"{recipe.name}-{number:03d}",
+        f"{recipe.name}-{id_of(number)}",
         attempt=f"{parent.record.attempt}-{number}",
         params=runs.flatten(ledger.identity(trial_recipe)),
         tags=tags,

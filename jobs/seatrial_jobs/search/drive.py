@@ -134,7 +134,23 @@ def _tuner(
             scheduler=scheduler(search, journal, seed, observer.exploited),
             num_samples=search.count,
         ),
-        run_config=tune.RunConfig(name=parent.job_id, storage_path=scratch, callbacks=[observer], verbose=0),
+        run_config=run_config(parent.job_id, recipe, scratch, observer),
+    )
+
+
+def run_config(name: str, recipe: TuneRecipe, scratch: str, observer: Any) -> Any:
+    """What Ray Tune is told of the search as a whole.
+
+    A trial raises only when it was lost with its process or its machine: Tune starts those again alone.
+    """
+    from ray import tune
+
+    return tune.RunConfig(
+        name=name,
+        storage_path=scratch,
+        callbacks=[observer],
+        failure_config=tune.FailureConfig(max_failures=recipe.run.max_failures),
+        verbose=0,
     )
 
 

@@ -100,9 +100,14 @@ class Trial:
         return replace(self, generations=(*self.generations, Generation(values, origin)))
 
 
+def id_of(number: int) -> str:
+    """What Ray Tune, its schedulers and MLflow know a trial by."""
+    return f"{number:03d}"
+
+
 def folder_of(number: int, generation: int) -> str:
     """Where a trial's generation keeps its checkpoints, below the search's storage."""
-    return f"trial-{number:03d}-{generation}"
+    return f"trial-{id_of(number)}-{generation}"
 
 
 @dataclass

@@ -12,8 +12,10 @@ from ray.tune import Callback
 
 from seatrial.errors import SeatrialError
 from seatrial.registry import runs
+from seatrial.submission import screening
 from seatrial_jobs.search.journal import Journal, Origin, Report, Trial
 from seatrial_jobs.search.tell import Teller
+from seatrial_jobs.search.trial import FAILED
 from seatrial_jobs.storage import answering
 
 CHECK_OWNER_EVERY_S = 10.0
@@ -37,6 +39,7 @@ class Observer(Callback):  # type: ignore[misc]
     ) -> None:
         self._journal, self._teller, self._uri, self._faults = journal, teller, mlflow_uri, faults
         self._check, self._checked, self._tidy = check, time.monotonic(), tidy
+        self._broken_off: Exception | None = None
 
     @contextmanager
     def _noting(self) -> Iterator[None]:
@@ -50,7 +53,9 @@ class Observer(Callback):  # type: ignore[misc]
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A measured checkpoint, or the last step."""
+        """A measured checkpoint, or the last step; that a trial failed is noted at its end."""
+        if FAILED in result:
+            return
         if time.monotonic() - self._checked > CHECK_OWNER_EVERY_S:
             with self._noting():
                 self._check()
@@ -62,13 +67,36 @@ class Observer(Callback):  # type: ignore[misc]
         self._tidy()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The end of a trial, or its being stopped by the scheduler."""
+        """The end of a trial: it came to its last step, cannot, or was stopped by the scheduler."""
         found = self._mine(trial)
-        ended = replace(found, state="finished" if found.step >= found.steps else "stopped")
-        self._end(ended)
+        if FAILED in trial.last_result:
+            ended = replace(found, state="failed", cause=cause(trial.last_result[FAILED]))
+        else:
+            ended = replace(found, state="finished" if found.step >= found.steps else "stopped")
+        try:
+            self._end(ended)
+        except Exception as error:
+            self._broken_off = error
+            raise
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial that was lost, which Tune starts again; it stays a running one.
+
+        Raises:
+            Exception: what broke off the end of a trial here, which Tune takes for the trial's own failure.
+        """
+        if self._broken_off is not None:
+            raise self._broken_off
+        self._teller.lost(self._mine(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial that cannot end."""
+        """A trial that was lost more often than the recipe allows.
+
+        Raises:
+            Exception: as :meth:`on_trial_recover`.
+        """
+        if self._broken_off is not None:
+            raise self._broken_off
         self._end(replace(self._mine(trial), state="failed", cause=cause(trial.get_error())))
 
     def exploited(self, number: int, origin: Origin, values: dict[str, Any]) -> None:
@@ -107,7 +135,7 @@ class Observer(Callback):  # type: ignore[misc]
 
 
 def cause(error: object) -> str:
-    """The last line of what a trial raised, without the name of its class."""
+    """The last line of why a trial failed, without the name of the class that a lost one raises."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else "it ended without a word"
-    return last.partition("TrialFailedError: ")[2] or last
+    return screening.redact(last.partition("TrialLostError: ")[2] or last)

@@ -12,7 +12,7 @@ from seatrial_jobs.events import emit, say
 from seatrial_jobs.job import Job
 from seatrial_jobs.search import tell
 from seatrial_jobs.search.child import open_run
-from seatrial_jobs.search.journal import Journal, Trial, folder_of
+from seatrial_jobs.search.journal import Journal, Trial, folder_of, id_of
 from seatrial_jobs.storage import answering
 
 LINEAGE = "seatrial.search."
@@ -25,6 +25,8 @@ def register(parent: Job, recipe: TuneRecipe, journal: Journal, winner: Trial) -
     name = folder_of(winner.number, winner.generation)
     record = ledger.take_over(parent.storage.below(name), force=False)
     labels = {LINEAGE + key: value for key, value in lineage_of(parent, journal, winner).items()}
+    if len(parent.record.code_digests) > 1:
+        labels[jobs.CODE_DIGESTS] = ", ".join(parent.record.code_digests)
     child = Job(
         recipe=recipe.with_values(winner.values),
         prepared=replace(parent.prepared, steps=winner.steps),
@@ -34,7 +36,7 @@ def register(parent: Job, recipe: TuneRecipe, journal: Journal, winner: Trial) -
         run=run,
         mlflow_uri=parent.mlflow_uri,
         code_digest=parent.code_digest,
-        labels={**labels, runs.JOB_ID: f"{parent.job_id}/{winner.number:03d}"},
+        labels={**labels, runs.JOB_ID: f"{parent.job_id}/{id_of(winner.number)}"},
     )
     emit("best", trial=winner.number, value=winner.value, values=winner.values)
     say(

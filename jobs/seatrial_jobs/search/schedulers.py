@@ -12,7 +12,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.schedulers.async_hyperband import AsyncHyperBandScheduler
 
 from seatrial.config.search import Choice, Domain, IntUniform, LogUniform, PbtScheduler, SearchSection
-from seatrial_jobs.search.journal import Journal, Origin, Report
+from seatrial_jobs.search.journal import Journal, Origin, Report, id_of
 from seatrial_jobs.search.population import donor
 
 TIME = "step"
@@ -47,8 +47,8 @@ class Halving(AsyncHyperBandScheduler):
         )
         sign = -1 if search.is_minimised else 1
         for trial in journal.trials.values():
+            stand_in = SimpleNamespace(trial_id=id_of(trial.number))
             for report in trial.reports:
-                stand_in = SimpleNamespace(trial_id=str(trial.number))
                 self._brackets[0].on_result(stand_in, report.step, sign * report.value)
 
 

@@ -10,7 +10,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.experiment.config_parser import _create_trial_from_spec, _make_parser
 from ray.tune.search.search_algorithm import SearchAlgorithm
 
-from seatrial_jobs.search.journal import Journal, Trial
+from seatrial_jobs.search.journal import Journal, Trial, id_of
 
 
 class Supply(SearchAlgorithm):  # type: ignore[misc]
@@ -42,7 +42,7 @@ class Supply(SearchAlgorithm):  # type: ignore[misc]
         if self.is_finished() or len(self._live) >= self._room:
             return None
         trial = self._cut_off.pop(0) if self._cut_off else self._begin()
-        name = f"{trial.number:03d}"
+        name = id_of(trial.number)
         self._live.add(name)
         spec = {**self._spec, "config": config_of(trial, self._driver)}
         return _create_trial_from_spec(spec, _make_parser(), trial_id=name, experiment_tag=name)

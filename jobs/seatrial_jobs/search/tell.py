@@ -44,6 +44,13 @@ class Teller:
             f"{shown(trial.values)}"
         )
 
+    def lost(self, trial: Trial) -> None:
+        """A trial whose process is gone, which starts again."""
+        say(
+            f"{self._head(trial)}  lost with its process or its machine after step {trial.step}: "
+            "starts again from its newest checkpoint"
+        )
+
     def ended(self, trial: Trial) -> None:
         """The end of a trial."""
         emit("trial", trial=trial.number, trials=self._count, state=trial.state, value=trial.value)

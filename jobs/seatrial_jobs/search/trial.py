@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,10 +23,16 @@ from seatrial_jobs.storage import Storage
 
 LOOK_EVERY_S = 0.5
 """Seconds between two looks for new checkpoints."""
+FAILED = "failed"
+"""In a report: why the trial cannot end."""
 
 
 class TrialFailedError(SeatrialError):
     """The trial cannot end; the others go on."""
+
+
+class TrialLostError(SeatrialError):
+    """What led the trial's workers is gone, as with its machine: the trial can be started again."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,29 @@ def run(config: dict[str, Any], shared: Shared) -> None:
     """Train with the values of ``config``: new, from another trial's checkpoint, or on from its own.
 
     Reports `step`, `value` and `checkpoint`: of the last step and, where the held-out loss is compared,
-    of every checkpoint at which it was measured.
+    of every checkpoint at which it was measured. A trial that cannot end reports `failed`, the cause, since
+    Ray Tune starts again what raises.
 
     Raises:
-        TrialFailedError: it cannot end.
+        TrialLostError: it can end if it is started again.
     """
+    from ray import tune
+
+    try:
+        _train(config, shared)
+    except TrialLostError:
+        raise
+    except Exception as error:  # another start would most likely come to the same
+        tune.report(failure(error))
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """The last report of a trial that cannot end. It has no `step`, so that no rung counts it."""
+    cause = str(error) if isinstance(error, SeatrialError) else f"{type(error).__name__}: {error}"
+    return {FAILED: cause, "value": math.nan, "done": True}
+
+
+def _train(config: dict[str, Any], shared: Shared) -> None:
     from ray import tune
 
     spec, name = specify(config, shared)
@@ -88,7 +113,8 @@ def specify(config: dict[str, Any], shared: Shared) -> tuple[Spec, str]:
         steps=config["steps"],
         questions=shared.template.questions if asks else [],
         storage=shared.place.below(name),
-        driver=f"{config['driver']}-{config['generation']}",
+        # Of this start alone: workers of one that was lost may still be on their way out.
+        driver=f"{config['driver']}-{config['generation']}-{uuid.uuid4().hex}",
         run_id=config["run_id"],
         export=False,
         tidies=shared.recipe.search.scheduler.type != "pbt",
@@ -152,7 +178,16 @@ class Training:
         threading.Thread(target=self._run, name="training", daemon=True).start()
 
     def result(self) -> dict[str, Any]:
-        """What the call returned or raised."""
+        """What the call returned.
+
+        Raises:
+            TrialLostError: an actor that the call waited for is gone.
+            TrialFailedError: the call raised anything else.
+        """
+        from ray.exceptions import RayActorError
+
+        if isinstance(self._error, RayActorError):
+            raise TrialLostError(str(self._error)) from self._error
         if self._error is not None:
             raise TrialFailedError(str(self._error)) from self._error
         return self._result

@@ -53,9 +53,7 @@ def swept(idle_s: float = IDLE_S) -> Iterator[None]:
 
 
 def leave() -> None:
-    """Give back all groups of this job, whose work is done, and disconnect from the cluster."""
-    import ray
-
+    """Give back all groups of this job, whose work is done and which disconnects next."""
     end, looks = time.monotonic() + LEAVE_S, 0
     while looks < 3 and time.monotonic() < end:  # without any, in a row
         present = _mine()
@@ -63,7 +61,6 @@ def leave() -> None:
         for group in present:
             _remove(group)
         time.sleep(LEAVE_LOOK_S)
-    ray.shutdown()
 
 
 def _sweep(over: threading.Event, idle_s: float) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from seatrial.config.recipe import Recipe
+from seatrial.config.recipe import DEVICE, Recipe
 from seatrial.errors import SeatrialError, UserError
 from seatrial_jobs.events import say
 from seatrial_jobs.storage import Storage, answering
@@ -112,9 +112,12 @@ def _each(recipe: Recipe) -> dict[str, float]:
 
 
 def _on_gpu(recipe: Recipe) -> bool:
+    """`auto` is what the queue says that it counts, or else by what the cluster has now."""
     import ray
 
     wanted = recipe.resources.device
+    if wanted == "auto":
+        wanted = os.environ.get(DEVICE) or "auto"
     if wanted == "auto":
         return bool(ray.cluster_resources().get("GPU", 0) >= recipe.resources.min_workers)
     return wanted == "gpu"

@@ -74,6 +74,11 @@ class Watch:
         every = self.spec.recipe.run.evaluate_every
         return step != self.schedule.steps and every is not None and step % every == 0
 
+    def _saves(self, step: int) -> bool:
+        """Whether a checkpoint is due after ``step``."""
+        every = self.spec.recipe.run.checkpoint_every
+        return step == self.schedule.steps or (every is not None and step % every == 0)
+
     def watch_for_spikes(self, settings: SpikesSection, batches: Batches) -> Guard:
         """A guard whose memory is kept in the checkpoints and whose events are told in MLflow."""
         self.guard = Guard(settings, batches.lines, self._go_back, self._tell_spikes, self.share.size)
@@ -102,10 +107,8 @@ class Watch:
 
     def __call__(self, step: Step) -> None:
         self._steps.append(step)
-        run = self.spec.recipe.run
         last = step.number == self.schedule.steps
-        evaluate = self._measures(step.number)
-        save = last or (bool(run.checkpoint_every) and step.number % (run.checkpoint_every or 1) == 0)
+        evaluate, save = self._measures(step.number), self._saves(step.number)
         call = None if last or self.notice is None else self.notice.after(step.number)
         if not (evaluate or save or call or self._clock() - self._handed_over > HAND_OVER_S):
             return
@@ -114,7 +117,7 @@ class Watch:
             self._keep_at_once(step.number, call)
         heldout = self.evaluate(step.number) if evaluate else None
         if save and not (call and heldout is None):
-            wait = last or call is not None or run.checkpoint == "sync"
+            wait = last or call is not None or self.spec.recipe.run.checkpoint == "sync"
             self._save(step.number, call, heldout=heldout, wait=wait)
         if call:
             self._leave(call)
@@ -143,7 +146,11 @@ class Watch:
             return None
         run = self.spec.recipe.run
         at_once = rows_at_once(run.batch_rows, run.accumulate, self.share.size)
-        loss = heldout_loss(self.model, self.heldout, at_once, self.share, self.autocast, apart=self.apart)
+        loss = heldout_loss(
+            *(self.model, self.heldout, at_once, self.share, self.autocast),
+            apart=self.apart,
+            chunk_tokens=run.loss_chunk_tokens,
+        )
         if self.recorder is not None and math.isfinite(loss):
             self.recorder.add([point("eval/loss", loss, step)])
         ray.train.report({"step": step, "eval/loss": loss})  # for Ray Tune, where it listens

@@ -19,6 +19,7 @@ import ray.train.torch
 import torch
 from torch import nn
 
+from seatrial.config.addresses import without_passwords
 from seatrial.config.method import FullMethod
 from seatrial.config.recipe import PretrainRecipe, TrainRecipe
 from seatrial.errors import UserError
@@ -134,9 +135,8 @@ def _work(spec: Spec, share: Share, recorder: Recorder | None) -> Outcome:
         sharding.gather(model, share, trained_only=method.kind == "adapter")
     if recorder is not None:
         if not recorder.close(DRAIN_TIMEOUT_S):
-            raise RuntimeError(
-                f"MLflow at {spec.mlflow_uri} did not take the measurements: {recorder.problem}"
-            )
+            said = f"MLflow at {spec.mlflow_uri} did not take the measurements: {recorder.problem}"
+            raise RuntimeError(without_passwords(said))
         if exports:
             outcome.manifest = _export(spec, checkpoint.plain(model), method)
     return outcome
