@@ -123,7 +123,8 @@ def test_the_readmes_python_example_runs(finished, monkeypatch):
     monkeypatch.setenv("SEATRIAL_SERVE_URL", finished.stack.service)
     names = {}
     exec(compile(example, "README.md", "exec"), names)  # noqa: S102
-    assert names["answer"].choices[0].message.content
+    with names["client"]:
+        assert names["answer"].choices[0].message.content
 
 
 def test_replicas_listen_on_loopback_only(finished):
