@@ -110,10 +110,10 @@ def launch(
 
 
 @contextlib.contextmanager
-def ray_cluster(place: Path, mlflow_uri: str) -> Iterator[Cluster]:
-    """Ray with 4 logical CPUs; its files and its home are in ``place``."""
+def ray_cluster(place: Path, mlflow_uri: str, name: str = "jobs") -> Iterator[Cluster]:
+    """Ray with 4 logical CPUs; its files and its home are in ``place``, and ``name`` is its own."""
     gcs, client, agent, metrics = _free_ports(4)
-    mark = f"jobs-{os.getpid()}"
+    mark = f"{name}-{os.getpid()}"
     environment = {
         **os.environ,
         MARK: mark,

@@ -14,7 +14,7 @@ from seatrial.store import Store
 from seatrial.store.job import Job, Need, Spec
 from seatrial.submission.dispatcher import Dispatcher, Places
 from seatrial.submission.order import Cluster, Node, Room
-from seatrial.submission.rayjobs import Log, RayJob
+from seatrial.submission.rayjobs import Group, Log, RayJob
 
 
 def job(job_id: str = "a", **values: Any) -> Job:
@@ -54,6 +54,7 @@ class SimulatedRay:
     reserved: dict[str, Room] = field(default_factory=dict)
     stopped: dict[str, float] = field(default_factory=dict)
     lines: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    leaked: list[Group] = field(default_factory=list)
     needs: Callable[[str], Need] = lambda _: Need()
     is_away: bool = False
     refuses: str = ""
@@ -88,9 +89,10 @@ class SimulatedRay:
                 left[fits[0]] = left[fits[0]].take(need.cpus, need.gpus)
         return Cluster(tuple(left))
 
-    def groups(self) -> dict[str, Room]:
-        held = {each: self.needs(each) for each in self.running()}
-        return {each: Room(need.workers * need.cpus, need.workers * need.gpus) for each, need in held.items()}
+    def groups(self) -> list[Group]:
+        needs = {each: self.needs(each) for each in self.running()}
+        rooms = {each: Room(n.workers * n.cpus, n.workers * n.gpus) for each, n in needs.items()}
+        return [*self.leaked, *(Group(f"group of {each}", each, room) for each, room in rooms.items())]
 
     def submit(
         self,

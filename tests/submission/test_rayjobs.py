@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from seatrial.errors import RetryableError, SeatrialError
 from seatrial.submission.order import Room
-from seatrial.submission.rayjobs import RayJobs
+from seatrial.submission.rayjobs import Group, RayJobs
 from tests.controller.server import serving
 
 AGENT = "Traceback (most recent call last):\nRuntimeError: Request failed with status code {}: {}."
@@ -99,12 +99,11 @@ def test_what_is_reserved_for_a_command_is_asked_by_the_names_that_ray_knows(
     assert (request.entrypoint_num_cpus, request.entrypoint_num_gpus) == (2.0, 1.0)
 
 
-def test_placement_groups_are_added_up_by_driver() -> None:
+def test_placement_groups_are_read_with_their_drivers_and_their_room() -> None:
     bundle = {"unit_resources": {"CPU": 2.0, "GPU": 1.0}}
     rows = [
-        {"creator_job_id": "02000000", "bundles": [bundle, bundle]},
-        {"creator_job_id": "02000000", "bundles": [{"unit_resources": {"CPU": 1.0}}]},
-        {"creator_job_id": "03000000", "bundles": None},
+        {"placement_group_id": "a", "creator_job_id": "02000000", "bundles": [bundle, bundle]},
+        {"placement_group_id": "b", "creator_job_id": "03000000", "bundles": None, "is_detached": True},
     ]
     asked: list[dict[str, str]] = []
 
@@ -114,7 +113,10 @@ def test_placement_groups_are_added_up_by_driver() -> None:
 
     with serving(Starlette(routes=[Route("/api/v0/placement_groups", groups)])) as url:
         jobs = RayJobs(url, lambda: None)
-        assert jobs.groups() == {"02000000": Room(5, 2), "03000000": Room()}
+        assert jobs.groups() == [
+            Group("a", "02000000", Room(4, 2)),
+            Group("b", "03000000", Room(), outlives=True),
+        ]
         jobs.close()
     assert asked[0]["filter_values"] == "CREATED"
 

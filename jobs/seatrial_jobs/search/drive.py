@@ -68,7 +68,7 @@ def _search(parent: Job, recipe: TuneRecipe, journal: Journal) -> None:
             recipe.search,
             room.each_trial(recipe, trainer.needs(recipe)),
             ray.cluster_resources(),
-            ray.available_resources,
+            _free,
             grows_to=room.grown(read_jobs_config(Addresses.resolve().home)),
         )
         parent.usage.gpus = min(held, recipe.search.count) * trainer.needs(recipe).get("GPU", 0.0)
@@ -84,6 +84,14 @@ def _search(parent: Job, recipe: TuneRecipe, journal: Journal) -> None:
         groups.leave()
     finally:
         ray.shutdown()
+
+
+def _free() -> dict[str, float]:
+    """What is free, once what killed drivers left behind has been given back."""
+    import ray
+
+    groups.reclaim()
+    return dict(ray.available_resources())
 
 
 def _quiet() -> None:

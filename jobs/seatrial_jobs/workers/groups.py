@@ -1,8 +1,9 @@
-"""Room that this job holds in the cluster for workers that are gone, and how it is given back.
+"""Room in the cluster that is held for workers that are gone, and how it is given back.
 
 Ray keeps a placement group until both its job and the actor that made it have ended. What starts the workers
 of a trial is ended with the trial, while the search goes on: the group stays, empty, and a trial that comes
-later finds no room (ray#54305). One that is made while the job is being ended stays for good.
+later finds no room (ray#54305). One that is being made while its job is killed stays for good: the trainer
+may lose its workers a moment before it is ended itself, and ask for others.
 """
 
 from __future__ import annotations
@@ -63,6 +64,17 @@ def leave() -> None:
         time.sleep(LEAVE_LOOK_S)
 
 
+def reclaim() -> int:
+    """Give back the groups that jobs which have ended left behind; how many there were.
+
+    One with a detached lifetime is meant to outlive its job.
+    """
+    left = _left_behind()
+    for group in left:
+        _remove(group)
+    return len(left)
+
+
 def _sweep(over: threading.Event, idle_s: float) -> None:
     import ray
 
@@ -87,6 +99,23 @@ def _mine() -> dict[str, list[Resources]]:
         for each in placement_group_table().values()
         if each["state"] == "CREATED" and str(each["placement_group_id"]).endswith(job)
     }
+
+
+def _left_behind() -> list[str]:
+    from ray._private.state import jobs, state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+
+    # No public call tells whether a group is detached. In this order: its job was there before it.
+    rows = state._connect_and_get_accessor().get_placement_group_table()
+    groups = [PlacementGroupTableData.FromString(row) for row in rows]
+    ended = {each["JobID"] for each in jobs() if each["IsDead"]}
+    return [
+        each.placement_group_id.hex()
+        for each in groups
+        if each.state != PlacementGroupTableData.REMOVED
+        and not each.is_detached
+        and each.creator_job_id.hex() in ended
+    ]
 
 
 def _remove(group: str) -> None:

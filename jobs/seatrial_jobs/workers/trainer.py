@@ -11,6 +11,7 @@ from seatrial.config.recipe import DEVICE, Recipe
 from seatrial.errors import SeatrialError, UserError
 from seatrial_jobs.events import say
 from seatrial_jobs.storage import Storage, answering
+from seatrial_jobs.workers import groups
 
 # Seconds between two looks at the workers; Ray's own 2 s are added to every start and end.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -28,7 +29,15 @@ class TrainingError(SeatrialError):
 
 
 def connect(recipe: Recipe) -> None:
-    """Join the cluster that this process belongs to or that runs here, else start one for this job."""
+    """Join the cluster that this process belongs to or that runs here, else start one for this job.
+
+    What drivers that were killed left behind there is given back: nobody else would.
+    """
+    _join(recipe)
+    groups.reclaim()
+
+
+def _join(recipe: Recipe) -> None:
     import ray
 
     options: dict[str, Any] = {"logging_level": "warning", "log_to_driver": False}

@@ -33,6 +33,7 @@ from seatrial.submission.dispatch import (
     Settle,
     Start,
     StopAttempt,
+    Sweep,
     View,
     command_of,
     decide,
@@ -40,10 +41,12 @@ from seatrial.submission.dispatch import (
     over,
     owners,
     settled,
+    sweeps,
 )
-from seatrial.submission.order import DAY_S, Cluster
-from seatrial.submission.placed import Sight, kept, placed, reserved, surely
+from seatrial.submission.order import DAY_S, Cluster, Room
+from seatrial.submission.placed import Sight, kept, left_behind, placed, reserved, surely
 from seatrial.submission.rayjobs import Log, RayJobs
+from seatrial.submission.recipes import SWEEP_MODULE
 
 log = logging.getLogger("seatrial.jobs")
 
@@ -155,13 +158,14 @@ class Dispatcher:
         attempts = self._store.attempts_since(now - config.window_days * DAY_S)
         is_idle = not any(job.state in ("queued", "running") for job in jobs)
         ray = {} if is_idle else self._ray.jobs()
-        groups = {} if is_idle else self._ray.groups()
+        groups = [] if is_idle else self._ray.groups()
         cluster = Cluster(()) if is_idle else self._ray.cluster()
         self._sights = kept([*self._sights, Sight(now, placed(jobs, ray, groups))], now)
         others = {other for job in jobs for other in job.after} | {each for each, _ in owners(ray).values()}
         states = self._store.job_states(sorted(others))
         sure = surely(self._sights, now)
-        return View(jobs, attempts, states, ray, cluster, config, now, self._hopeless, sure)
+        left = left_behind(groups, ray, now)
+        return View(jobs, attempts, states, ray, cluster, config, now, self._hopeless, sure, left)
 
     @singledispatchmethod
     def _act(self, action: Action, config: JobsConfig) -> None:
@@ -192,6 +196,10 @@ class Dispatcher:
             log.info("%s: started", job.ray_id)
         else:  # it ended meanwhile, by another dispatcher's hand
             self._ray.stop(job.ray_id)
+
+    @_act.register
+    def _(self, action: Sweep, config: JobsConfig) -> None:
+        self._sweep(action)
 
     @_act.register
     def _(self, action: Adopt, config: JobsConfig) -> None:
@@ -295,3 +303,11 @@ class Dispatcher:
             kept = [job.spec.package for job in jobs if job.spec.package]
             self._store.forget_packages(before=now - KEEP_PACKAGES_S, kept=kept)
             self._tidied_at = now
+            if not jobs:  # room that nobody waits for may keep a node
+                ray = self._ray.jobs()
+                for sweep in sweeps(left_behind(self._ray.groups(), ray, now), ray, now):
+                    self._sweep(sweep)
+
+    def _sweep(self, sweep: Sweep) -> None:
+        self._ray.submit(sweep.ray_id, f"python -m {SWEEP_MODULE}", {}, {}, Room())
+        log.info("%s: drivers that were killed hold room", sweep.ray_id)

@@ -46,6 +46,18 @@ class RayJob:
 
 
 @dataclass(frozen=True)
+class Group:
+    """A placement group that is in place."""
+
+    id: str
+    driver: str
+    """Ray's id of the driver that it was made for."""
+    room: Room
+    outlives: bool = False
+    """Whether it was meant to outlive its driver."""
+
+
+@dataclass(frozen=True)
 class Log:
     """The end of an attempt's log, and what its events said."""
 
@@ -71,9 +83,9 @@ class RayJobs:
         return cls(addresses.ray_dashboard, lambda: ray_token(addresses.ray_token_path))
 
     def jobs(self) -> dict[str, RayJob]:
-        """Submission id → job, of all that the cluster knows."""
+        """Submission id → job, of all that the cluster knows; a driver that nobody submitted has Ray's id."""
         found = self._read("/api/jobs/")
-        return {each["submission_id"]: _job(each) for each in found if each.get("submission_id")}
+        return {str(each.get("submission_id") or each["job_id"]): _job(each) for each in found}
 
     def cluster(self) -> Cluster:
         """The nodes that are up, and what of them is free."""
@@ -83,15 +95,11 @@ class RayJobs:
         rows = nodes["data"]["result"]["result"]
         return Cluster(tuple(_node(row, usage) for row in rows if row["state"] == "ALIVE"))
 
-    def groups(self) -> dict[str, Room]:
-        """Ray's id of a driver → what its placement groups hold, those of its workers."""
+    def groups(self) -> list[Group]:
+        """The placement groups in place: each holds room for workers of a driver."""
         in_place = {"filter_keys": "state", "filter_predicates": "=", "filter_values": "CREATED"}
         found = self._read("/api/v0/placement_groups", params={"detail": 1, "limit": 10_000, **in_place})
-        held: dict[str, Room] = {}
-        for row in found["data"]["result"]["result"]:
-            driver = str(row["creator_job_id"])
-            held[driver] = sum(map(_bundle, row.get("bundles") or ()), held.get(driver, Room()))
-        return held
+        return [_group(row) for row in found["data"]["result"]["result"]]
 
     def submit(
         self,
@@ -210,6 +218,13 @@ def _node(row: Mapping[str, Any], usage: Mapping[str, Mapping[str, Sequence[floa
     cpus, gpus = (float(total.get(name, 0.0)) for name in ("CPU", "GPU"))
     taken_cpus, taken_gpus = (float(used.get(name, (0.0, 0.0))[0]) for name in ("CPU", "GPU"))
     return Node(cpus, gpus, cpus - taken_cpus, gpus - taken_gpus)
+
+
+def _group(row: Mapping[str, Any]) -> Group:
+    room = sum(map(_bundle, row.get("bundles") or ()), Room())
+    return Group(
+        str(row["placement_group_id"]), str(row["creator_job_id"]), room, bool(row.get("is_detached"))
+    )
 
 
 def _bundle(row: Mapping[str, Any]) -> Room:

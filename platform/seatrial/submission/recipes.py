@@ -20,6 +20,7 @@ from seatrial.errors import UserError
 TRAIN_MODULE = "seatrial_jobs.train"
 PRETRAIN_MODULE = "seatrial_jobs.pretrain"
 TUNE_MODULE = "seatrial_jobs.tune"
+SWEEP_MODULE = "seatrial_jobs.sweep"
 MODULES: dict[str, type[TrainRecipe | PretrainRecipe]] = {
     TRAIN_MODULE: TrainRecipe,
     PRETRAIN_MODULE: PretrainRecipe,
