@@ -194,8 +194,7 @@ def _open(
     }
     if prepared.base:
         tags |= {"seatrial.base": prepared.base.ref_pinned, "seatrial.base_digest": prepared.base.digest}
-    if record.of_other_code(code):
-        tags[CODE_DIGESTS] = ", ".join(record.code_digests)
+    tags |= code_labels(record)
     # Also where there is none: the run is not that of the job any more which it may have been.
     tags[runs.SUBMISSION_ID] = submission_id(os.environ) or NO_SUBMISSION
     run = runs.open_run(
@@ -337,9 +336,13 @@ def conclude(job: Job, outcome: Any) -> int:
 def _labels(job: Job, scores: dict[str, float | None]) -> dict[str, str]:
     """Tags of the version, for people who compare versions in MLflow's pages."""
     found = {f"seatrial.eval.{key}": f"{value:.6g}" for key, value in scores.items() if value is not None}
-    if len(job.record.code_digests) > 1:
-        found[CODE_DIGESTS] = ", ".join(job.record.code_digests)
-    return {**found, runs.JOB_ID: job.job_id, **job.labels}
+    return {**found, **code_labels(job.record), runs.JOB_ID: job.job_id, **job.labels}
+
+
+def code_labels(record: ledger.Record) -> dict[str, str]:
+    """The tag that tells of several states of the training code, where there were some."""
+    digests = record.code_digests
+    return {CODE_DIGESTS: ", ".join(digests)} if len(digests) > 1 else {}
 
 
 def _first_champion(job: Job, version: str) -> None:

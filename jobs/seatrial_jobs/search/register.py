@@ -25,8 +25,7 @@ def register(parent: Job, recipe: TuneRecipe, journal: Journal, winner: Trial) -
     name = folder_of(winner.number, winner.generation)
     record = ledger.take_over(parent.storage.below(name), force=False)
     labels = {LINEAGE + key: value for key, value in lineage_of(parent, journal, winner).items()}
-    if len(parent.record.code_digests) > 1:
-        labels[jobs.CODE_DIGESTS] = ", ".join(parent.record.code_digests)
+    labels |= jobs.code_labels(parent.record)
     child = Job(
         recipe=recipe.with_values(winner.values),
         prepared=replace(parent.prepared, steps=winner.steps),

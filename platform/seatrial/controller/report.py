@@ -38,6 +38,7 @@ def report(trial: Trial, decision: Decision | None, seen: Evidence | None, now: 
     else:
         evidence = seen or no_evidence(trial, now)
         judgement = look_at(trial, evidence, now)
+    policy = TrialPolicy.from_json(trial.policy)
     waiting = "the aliases and the audit record" if decision is not None else judgement.reason
     body = {
         "id": trial.id,
@@ -53,7 +54,8 @@ def report(trial: Trial, decision: Decision | None, seen: Evidence | None, now: 
         "metric": trial.policy["metric"]["name"],
         "policy": dict(trial.policy),
         "alpha": trial.policy["alpha"],
-        "interval_kind": TrialPolicy.from_json(trial.policy).interval(len(trial.challengers)),
+        "ratio_alpha": policy.ratio_alpha,
+        "interval_kind": policy.interval(len(trial.challengers)),
         # Only once everything that follows from it is done, so that whoever waits for it sees the result.
         "verdict": trial.verdict,
         "reason": trial.reason,

@@ -14,13 +14,12 @@ from seatrial.submission.causes import Finish, Next, diagnose, made
 from seatrial.submission.cron import Cron
 from seatrial.submission.order import Cluster, Room, needs, next_jobs
 from seatrial.submission.rayjobs import RayJob
+from seatrial.submission.sweeping import Sweep
 
 LONGEST_BACKOFF_S = 600.0
 ACCOUNT_FOR_S = 3600.0
 GRACE_S = 15.0
 """Seconds in which Ray may not list an attempt yet that it has taken."""
-SWEEP = "seatrial-sweep"
-SWEEP_EVERY_S = 300.0
 UNHEARD = ("lost_node", "killed")
 """Kinds of ends that may take the log with them, and so what the driver had begun."""
 RAY_ID = re.compile(r"(.+?)(?:-r(\d+))?")
@@ -44,8 +43,8 @@ class View:
     """Job id → since when the cluster has been seen too small for it."""
     placed: Mapping[str, Room] = field(default_factory=dict)
     """Submission id → what the attempt has of what the cluster shows as used."""
-    left_behind: Sequence[str] = ()
-    """Ids of the placement groups that drivers left behind and that Ray will not remove."""
+    sweep: Sweep | None = None
+    """What is due for room that drivers left behind."""
 
 
 @dataclass(frozen=True)
@@ -120,19 +119,12 @@ class Account:
     job: Job
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """Have what drivers left behind in the cluster given back."""
-
-    ray_id: str
-
-
 Action = Sweep | Start | Adopt | Settle | StopAttempt | Remember | Change | Note | Fire | Account
 
 
 def decide(view: View) -> list[Action]:
     """What is to be done, in this order. Decided again after any part of it was done, the rest is left."""
-    actions: list[Action] = [*sweeps(view.left_behind, view.ray, view.now)]
+    actions: list[Action] = [] if view.sweep is None else [view.sweep]
     actions += [StopAttempt(each) for each in _strays(view)]
     running: list[Job] = []
     waiting: list[Job] = []
@@ -171,14 +163,6 @@ def owners(ray: Mapping[str, RayJob]) -> dict[str, tuple[str, int]]:
         if match is not None:
             found[each] = (match[1], int(match[2] or 0))
     return found
-
-
-def sweeps(left_behind: Sequence[str], ray: Mapping[str, RayJob], now: float) -> list[Sweep]:
-    """One while something is left behind; another after `SWEEP_EVERY_S`, should it not have helped."""
-    if not left_behind:
-        return []
-    ray_id = f"{SWEEP}-{left_behind[0][:16]}-{int(now // SWEEP_EVERY_S)}"
-    return [] if ray_id in ray else [Sweep(ray_id)]
 
 
 def _strays(view: View) -> list[str]:

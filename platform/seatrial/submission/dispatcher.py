@@ -33,7 +33,6 @@ from seatrial.submission.dispatch import (
     Settle,
     Start,
     StopAttempt,
-    Sweep,
     View,
     command_of,
     decide,
@@ -41,12 +40,12 @@ from seatrial.submission.dispatch import (
     over,
     owners,
     settled,
-    sweeps,
 )
 from seatrial.submission.order import DAY_S, Cluster, Room
-from seatrial.submission.placed import Sight, kept, left_behind, placed, reserved, surely
+from seatrial.submission.placed import Sight, kept, placed, reserved, surely
 from seatrial.submission.rayjobs import Log, RayJobs
 from seatrial.submission.recipes import SWEEP_MODULE
+from seatrial.submission.sweeping import Sweep, due
 
 log = logging.getLogger("seatrial.jobs")
 
@@ -164,8 +163,8 @@ class Dispatcher:
         others = {other for job in jobs for other in job.after} | {each for each, _ in owners(ray).values()}
         states = self._store.job_states(sorted(others))
         sure = surely(self._sights, now)
-        left = left_behind(groups, ray, now)
-        return View(jobs, attempts, states, ray, cluster, config, now, self._hopeless, sure, left)
+        sweep = due(groups, ray, now)
+        return View(jobs, attempts, states, ray, cluster, config, now, self._hopeless, sure, sweep)
 
     @singledispatchmethod
     def _act(self, action: Action, config: JobsConfig) -> None:
@@ -304,8 +303,8 @@ class Dispatcher:
             self._store.forget_packages(before=now - KEEP_PACKAGES_S, kept=kept)
             self._tidied_at = now
             if not jobs:  # room that nobody waits for may keep a node
-                ray = self._ray.jobs()
-                for sweep in sweeps(left_behind(self._ray.groups(), ray, now), ray, now):
+                sweep = due(self._ray.groups(), self._ray.jobs(), now)
+                if sweep is not None:
                     self._sweep(sweep)
 
     def _sweep(self, sweep: Sweep) -> None:

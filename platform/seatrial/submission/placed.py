@@ -18,8 +18,6 @@ from seatrial.submission.recipes import MODULES
 
 LAG_S = 10.0
 """Seconds after which the report of what is used shows all: Ray's autoscaler writes it every 5 s."""
-LEFT_S = 30.0
-"""Seconds after the end of a driver after which Ray will not remove what it held any more."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +49,6 @@ def placed(jobs: Iterable[Job], ray: Mapping[str, RayJob], groups: Iterable[Grou
         if seen is not None and seen.status == "RUNNING":
             found[job.ray_id] = reserved(job) + held.get(seen.job_id, Room())
     return found
-
-
-def left_behind(groups: Iterable[Group], ray: Mapping[str, RayJob], now: float) -> tuple[str, ...]:
-    """Ids of the groups whose driver ended `LEFT_S` seconds ago or earlier, in order.
-
-    Ray removes the groups of a driver that ends, but not those that were just being made when it was killed.
-    """
-    ended = {
-        seen.job_id
-        for seen in ray.values()
-        if seen.has_ended and seen.ended_at is not None and now - seen.ended_at >= LEFT_S
-    }
-    return tuple(sorted(each.id for each in groups if each.driver in ended and not each.outlives))
 
 
 def kept(sights: Sequence[Sight], now: float) -> tuple[Sight, ...]:
