@@ -1,4 +1,4 @@
-"""The base model of an engine on this machine."""
+"""The model of an engine on this machine: a base, or a version that is a whole model."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
-from seatrial.errors import SeatrialError
+from seatrial.errors import SeatrialError, UserError
 from seatrial.registry import bases, versions
 from seatrial.registry.bases import LocalBase, check_folder
+from seatrial_serving.spec import Spec
 
-__all__ = ["LocalBase", "check_folder", "resolve"]
+__all__ = ["LocalBase", "check_folder", "full_model", "resolve"]
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,27 @@ def resolve(ref: str, revision: str | None, cache: Path) -> LocalBase:
     if found.ref_pinned.startswith("models:/"):
         _note(found, cache)
     return found
+
+
+def full_model(spec: Spec, cache: Path) -> Path:
+    """The folder of the version that ``spec`` names, which is a whole model.
+
+    Raises:
+        UserError: no version is named; it is missing, has another digest, or is no whole model.
+        RetryableError: MLflow does not answer, and no earlier start left a copy on this machine.
+    """
+    if spec.version is None:
+        raise UserError("args.version: missing: give the version that this application serves")
+    name = f"{spec.service.name}@{spec.version}"
+    known = versions.cached(cache, spec.digest) if spec.digest else None
+    folder = known or versions.download(spec.service.name, spec.version, cache)
+    manifest = versions.read_manifest(folder)
+    if manifest.kind == "adapter":
+        raise UserError(f"{name}: kind adapter: it is loaded into the service's own engine")
+    if spec.digest is not None and manifest.digest != spec.digest:
+        raise UserError(f"{name}: digest {manifest.digest[:12]}: expected {spec.digest[:12]}")
+    check_folder(folder, name)
+    return folder
 
 
 def _note_path(ref: str, cache: Path) -> Path:

@@ -1,8 +1,6 @@
-"""The engine as its own ingress. The only module that touches Ray Serve LLM's hooks, which are not stable.
+"""The engine inside a replica. The only module that touches Ray Serve LLM's hooks, which are not stable.
 
-    HAProxy -> replica process: Traffic (ours) -> vLLM's own OpenAI app -> engine
-
-`build` makes a service's application, `build_full` one for a version that is a whole model.
+HAProxy -> replica process: Traffic (ours) -> vLLM's own OpenAI app -> engine
 """
 
 from __future__ import annotations
@@ -15,27 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from pydantic import ValidationError
 from ray import serve
+from ray.llm._internal.common.callbacks.base import CallbackBase
+from ray.llm._internal.serve.constants import ENGINE_START_TIMEOUT_S
 from ray.llm._internal.serve.core.configs.llm_config import LLMConfig
-from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
-from ray.serve._private.constants import (
-    RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S,
-    SERVE_CONTROLLER_NAME,
-    SERVE_NAMESPACE,
-)
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 from seatrial.config.addresses import Addresses
 from seatrial.config.service import HttpSection
 from seatrial.errors import RetryableError, UserError
-from seatrial.registry import versions
 from seatrial.registry.bases import CHAT_TEMPLATE, has_chat_template
 from seatrial_serving.adapters import Loader
 from seatrial_serving.auth import require_keys_off_loopback
-from seatrial_serving.base import check_folder, resolve
+from seatrial_serving.base import full_model, resolve
 from seatrial_serving.errors import App
-from seatrial_serving.forward import ACCEPTED, DEPLOYMENT, Forwarder, Part, drive
+from seatrial_serving.forward import ACCEPTED, Forwarder, Part, drive
 from seatrial_serving.live import Live, Rules
 from seatrial_serving.loopback import bind_inner_port
 from seatrial_serving.metrics import RayMeter, count_outcomes
@@ -43,14 +36,13 @@ from seatrial_serving.recorder import Recorder, store_of
 from seatrial_serving.request import encode
 from seatrial_serving.shadow import Shadows
 from seatrial_serving.spec import (
-    MOST_REQUEST_S,
     QUEUE_FACTOR,
     Spec,
     cache_folder,
-    choose_device,
     engine_kwargs,
     environment,
     placement,
+    replica_cpus,
     spool_folder,
 )
 from seatrial_serving.sticky import Sticky
@@ -59,58 +51,6 @@ from seatrial_serving.traffic import COMPLETIONS, Traffic, UnreachableError
 
 NOBODY = HttpSection.model_construct(keys=(), allow_anonymous=False)
 WARM_TIMEOUT_S = 120.0
-# From its last request on a replica waits for proxies to notice, then for the answers under way.
-SHUTDOWN_S = RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S + MOST_REQUEST_S + 60
-UNLIMITED = 1_000_000  # Traffic has its own limit, with an answer in OpenAI's shape
-
-
-def build(args: dict[str, Any]) -> serve.Application:
-    """The application of a service.
-
-    Raises:
-        UserError: wrong args, a base model that is missing or unsafe, keys off where strangers can call.
-    """
-    spec = _spec(args)
-    if spec.service.http is not None:
-        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-        require_keys_off_loopback(spec.service.http, ray.get(controller.get_http_config.remote()).host)
-    cache = cache_folder(Addresses.resolve().home)
-    base = resolve(spec.base, spec.service.engine.revision, cache)
-    return _bind(serve.ingress()(Server), spec, base.path, lora=True)
-
-
-def build_full(args: dict[str, Any]) -> serve.Application:
-    """The application of one version that is a whole model; it has no route and no HTTP of its own.
-
-    Raises:
-        UserError: wrong args, a version that is missing, changed, or no full model.
-    """
-    spec = _spec(args)
-    return _bind(FullServer, spec, _full_folder(spec), lora=False)
-
-
-def _spec(args: dict[str, Any]) -> Spec:
-    try:
-        return Spec.model_validate(args)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"args.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-
-
-def _full_folder(spec: Spec) -> Path:
-    if spec.version is None:
-        raise UserError("args.version: missing: give the version that this application serves")
-    name = f"{spec.service.name}@{spec.version}"
-    cache = cache_folder(Addresses.resolve().home)
-    known = versions.cached(cache, spec.digest) if spec.digest else None
-    folder = known or versions.download(spec.service.name, spec.version, cache)
-    manifest = versions.read_manifest(folder)
-    if manifest.kind == "adapter":
-        raise UserError(f"{name}: kind adapter: it is loaded into the service's own engine")
-    if spec.digest is not None and manifest.digest != spec.digest:
-        raise UserError(f"{name}: digest {manifest.digest[:12]}: expected {spec.digest[:12]}")
-    check_folder(folder, name)
-    return folder
 
 
 def _llm_config(spec: Spec, model_id: str, path: Path, *, device: str, lora: bool) -> LLMConfig:
@@ -124,26 +64,18 @@ def _llm_config(spec: Spec, model_id: str, path: Path, *, device: str, lora: boo
         model_loading_config={"model_id": model_id, "model_source": str(path)},
         engine_kwargs=kwargs,
         accelerator_config={"kind": device},
+        callback_config={"callback_class": _ModelIsHere},
         placement_group_config=placement(engine, device=device),
         runtime_env={"env_vars": environment(engine, device=device)},
-        deployment_config={"ray_actor_options": {"num_cpus": engine.cpus if device == "gpu" else 0}},
+        deployment_config={"ray_actor_options": {"num_cpus": replica_cpus(engine, device=device)}},
     )
 
 
-def _bind(server: type[LLMServer], spec: Spec, path: Path, *, lora: bool) -> serve.Application:
-    device = choose_device(spec.service.engine, ray.cluster_resources().get("GPU", 0))
-    config = _llm_config(spec, spec.service.name, path, device=device, lora=lora)
-    options = {
-        **server.get_deployment_options(config),
-        "name": DEPLOYMENT,
-        "num_replicas": spec.service.engine.replicas,
-        "max_ongoing_requests": UNLIMITED,
-        "health_check_period_s": 5,
-        "health_check_timeout_s": 30,
-        "graceful_shutdown_timeout_s": SHUTDOWN_S,
-        "logging_config": {"enable_access_log": False},
-    }
-    return serve.deployment(server, **options).bind(spec.model_dump(mode="json"), device)
+class _ModelIsHere(CallbackBase):
+    """Ray's own download is left out: the model is a folder by then, and all it would do is import vLLM."""
+
+    async def on_before_node_init(self) -> None:
+        self.ctx.run_init_node = False
 
 
 class _OneProcessEngine(VLLMEngine):
@@ -159,13 +91,17 @@ class _OneProcessEngine(VLLMEngine):
         return super()._start_async_llm_engine(args, config, placement_group)
 
 
-class _Engine(LLMServer):
+class _Engine:
     """vLLM in this process, and its OpenAI app."""
+
+    engine: VLLMEngine | None = None
 
     async def _start(self, spec: Spec, model_id: str, path: Path, device: str, *, lora: bool) -> None:
         bind_inner_port()
         config = _llm_config(spec, model_id, path, device=device, lora=lora)
-        await LLMServer.__init__(self, config, engine_cls=_OneProcessEngine if device == "cpu" else None)
+        self.engine = _OneProcessEngine(config) if device == "cpu" else VLLMEngine(config)
+        async with asyncio.timeout(ENGINE_START_TIMEOUT_S):
+            await self.engine.start()
         self._openai: App = await self.engine.build_asgi_app()
 
     async def check_health(self) -> None:
@@ -177,14 +113,28 @@ class _Engine(LLMServer):
         Raises:
             RuntimeError: the engine is dead; Serve starts another replica.
         """
+        if self.engine is None:
+            return
         try:
-            await super().check_health()
+            await self.engine.check_health()
         except Exception as error:
             raise RuntimeError(f"the engine is not well: {type(error).__name__}: {error}") from None
 
+    async def close(self) -> None:
+        """Let go of the engine's sockets."""
+        if self.engine is not None:
+            await self.engine.shutdown()
+
     @property
     def _client(self) -> Any:
+        assert self.engine is not None  # noqa: S101
         return self.engine._engine_client
+
+    @property
+    def _adapters(self) -> dict[str, Any]:
+        """vLLM's requests for adapters, by the name under which clients ask."""
+        assert self.engine is not None  # noqa: S101
+        return self.engine._oai_models.lora_requests
 
     async def _warm(self, model: str) -> None:
         body = encode({"model": model, "prompt": [1], "max_tokens": 1})
@@ -196,8 +146,11 @@ class _Engine(LLMServer):
 class Server(_Engine):
     """A replica of a service: the base model, its adapters, and the traffic table."""
 
-    async def __init__(self, spec: dict[str, Any], device: str) -> None:
-        self._spec = Spec.model_validate(spec)
+    def __init__(self, spec: Spec, device: str) -> None:
+        self._spec, self._device = spec, device
+
+    async def start(self) -> None:
+        """Start everything that answers."""
         service, engine = self._spec.service, self._spec.service.engine
         addresses = Addresses.resolve()
         self._controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
@@ -208,7 +161,7 @@ class Server(_Engine):
         base = await asyncio.to_thread(resolve, self._spec.base, engine.revision, cache)
         self.base_digest = base.digest
         self.max_lora_rank = engine.max_lora_rank
-        await self._start(self._spec, service.name, base.path, device, lora=True)
+        await self._start(self._spec, service.name, base.path, self._device, lora=True)
         self._forwarder = Forwarder()
         self._live = Live(Table(service.name), self._rules(service.http or NOBODY))
         folder = spool_folder(addresses.home, service.name)
@@ -226,7 +179,8 @@ class Server(_Engine):
         self._recorder.start()
         self._sticky.start()
 
-    async def __serve_build_asgi_app__(self) -> App:
+    def app(self) -> App:
+        """What HAProxy's requests come to."""
         return Traffic(
             self._openai,
             self._live,
@@ -247,12 +201,12 @@ class Server(_Engine):
         name = self._model(version)
         request = LoRARequest(lora_name=name, lora_int_id=int(version), lora_path=str(folder))
         await self._client.add_lora(request)
-        self.engine._oai_models.lora_requests[name] = request
+        self._adapters[name] = request
 
     async def unload(self, version: str) -> None:
         """Take an adapter out of the engine. While that fails it goes on answering."""
         await self._client.remove_lora(int(version))
-        self.engine._oai_models.lora_requests.pop(self._model(version), None)
+        self._adapters.pop(self._model(version), None)
 
     async def warm(self, version: str, app: str | None) -> None:
         """Have the version answer one request."""
@@ -285,11 +239,12 @@ class Server(_Engine):
         finally:
             parts.cancel()
 
-    async def __del__(self) -> None:
+    async def close(self) -> None:
+        """End what was started, however far that came."""
         for part in ("_shadows", "_sticky", "_loader", "_recorder"):
             if hasattr(self, part):
                 getattr(self, part).close()
-        await super().__del__()
+        await super().close()
 
     def _model(self, version: str) -> str:
         return f"{self._spec.service.name}@{version}"
@@ -321,11 +276,14 @@ class Server(_Engine):
 class FullServer(_Engine):
     """A replica of one full-model version. Requests come from the service's replicas by handle."""
 
-    async def __init__(self, spec: dict[str, Any], device: str) -> None:
-        parsed = Spec.model_validate(spec)
-        folder = await asyncio.to_thread(_full_folder, parsed)
-        model = f"{parsed.service.name}@{parsed.version}"
-        await self._start(parsed, model, folder, device, lora=False)
+    def __init__(self, spec: Spec, device: str) -> None:
+        self._spec, self._device = spec, device
+
+    async def start(self) -> None:
+        """Start the engine, and answer a first request."""
+        folder = await asyncio.to_thread(full_model, self._spec, cache_folder(Addresses.resolve().home))
+        model = f"{self._spec.service.name}@{self._spec.version}"
+        await self._start(self._spec, model, folder, self._device, lora=False)
         await self._warm(model)
 
     async def forward(self, path: str, body: bytes, request_id: str) -> AsyncIterator[Part]:

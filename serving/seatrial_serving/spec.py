@@ -83,6 +83,18 @@ def placement(engine: EngineSection, *, device: str) -> dict[str, Any]:
     return {"bundle_per_worker": worker, "strategy": "STRICT_PACK"}
 
 
+def replica_cpus(engine: EngineSection, *, device: str) -> float:
+    """CPUs of the replica's own process; without a GPU its one worker has them."""
+    return engine.cpus if device == "gpu" else 0
+
+
+def bundles(engine: EngineSection, *, device: str) -> list[dict[str, float]]:
+    """One for each of the engine's workers; the replica's process shares the first one's."""
+    worker: dict[str, float] = placement(engine, device=device)["bundle_per_worker"]
+    first = {"CPU": worker.get("CPU", 0) + replica_cpus(engine, device=device)}
+    return [worker | first, *(dict(worker) for _ in range(1, engine.tensor_parallel))]
+
+
 def engine_kwargs(engine: EngineSection, *, device: str, lora: bool) -> dict[str, Any]:
     """Arguments of vLLM's engine."""
     kwargs: dict[str, Any] = {

@@ -7,7 +7,7 @@ from seatrial.reconcile.plan import plan
 
 def test_a_new_service_gets_an_application_without_traffic(sim):
     sim.run()
-    assert sim.apps["support-chat"]["import_path"] == "seatrial_serving.engine:build"
+    assert sim.apps["support-chat"]["import_path"] == "seatrial_serving.application:build"
     assert sim.apps["support-chat"]["deployments"][0]["num_replicas"] == 2
     assert sim.told["traffic"] is None
     assert sim.state.phase == "waiting"
@@ -359,7 +359,7 @@ def test_a_whole_model_gets_an_application_of_its_own_and_keeps_it_while_it_may_
     sim.aliases |= {"champion": "1", "challenger": "2"}
     sim.run()
     full = sim.apps["support-chat--v2"]
-    assert full["import_path"] == "seatrial_serving.engine:build_full"
+    assert full["import_path"] == "seatrial_serving.application:build_full"
     assert full["route_prefix"] is None
     assert full["args"]["version"] == "2"
     assert sim.told["preload"][1]["app"] == "support-chat--v2"

@@ -244,7 +244,7 @@ def application(service: str, engine: dict[str, Any], config: dict[str, Any]) ->
     return {
         "name": service,
         "route_prefix": "/",
-        "import_path": "seatrial_serving.engine:build",
+        "import_path": "seatrial_serving.application:build",
         "args": {"service": {"name": service, "engine": engine}},
         "deployments": [{"name": "Engine", "user_config": config}],
     }

@@ -66,7 +66,7 @@ class Stand:
         if self.is_full_deployed:
             args: dict[str, Any] = {"service": {"name": SERVICE, "engine": ENGINE}}
             args |= {"version": self.full[0], "digest": self.full[1]}
-            path = "seatrial_serving.engine:build_full"
+            path = "seatrial_serving.application:build_full"
             apps.append({"name": FULL, "route_prefix": None, "import_path": path, "args": args})
         self.cluster.put(apps)
 

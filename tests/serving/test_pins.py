@@ -12,8 +12,8 @@ from seatrial.config.service import ServiceConfig
 from seatrial.errors import RetryableError, UserError
 from seatrial.registry.bases import CHAT_TEMPLATE
 from seatrial.submission import deploy
-from seatrial_serving.base import resolve
-from seatrial_serving.engine import _full_folder, _llm_config
+from seatrial_serving.base import full_model, resolve
+from seatrial_serving.engine import _llm_config
 from seatrial_serving.spec import Spec
 from tests.serving import stage
 
@@ -59,7 +59,7 @@ def test_a_base_and_a_full_model_are_found_again_without_mlflow(
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{stage.free_port()}")
     assert resolve(spec.base, None, cache) == found
-    assert _full_folder(spec) == found.path
+    assert full_model(spec, cache) == found.path
     with pytest.raises(RetryableError, match="does not answer"):
         resolve(f"models:/{NAME}/{other}", None, cache)
     (found.path / "model.safetensors").write_bytes(b"changed")

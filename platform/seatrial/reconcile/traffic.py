@@ -10,8 +10,8 @@ from typing import Any
 from seatrial.experiments.trial import CHAMPION, Trial
 from seatrial.reconcile.view import ENGINE_DEPLOYMENT, View, full_app_name
 
-ENGINE = "seatrial_serving.engine:build"
-FULL_ENGINE = "seatrial_serving.engine:build_full"
+ENGINE = "seatrial_serving.application:build"
+FULL_ENGINE = "seatrial_serving.application:build_full"
 
 
 def wanted_apps(view: View) -> tuple[dict[str, Any], ...]:
