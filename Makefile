@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(LOCK)
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' locks/$(LOCK)-py311.txt)
 
-.PHONY: help setup demo test quick check format bench docs lock clean
+.PHONY: help setup demo test soak quick check format bench docs lock clean
 
 help:  ## what each target does
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,11 +26,14 @@ $(READY): locks/$(LOCK)-py311.txt pyproject.toml
 demo: $(READY)  ## the whole loop on this machine: fine-tune, register, serve, split, decide
 	$(BIN)/python -m demo
 
-test: $(READY) check  ## every test, with real MLflow, Ray, vLLM, S3 and PostgreSQL
-	$(BIN)/python -m pytest
+test: $(READY) check  ## what is promised, with real MLflow, Ray, vLLM, S3 and PostgreSQL
+	$(BIN)/python -m pytest -m "not soak"
+
+soak: $(READY)  ## the same at greater length and in more ways, before a release
+	$(BIN)/python -m pytest -m soak
 
 quick: $(READY)  ## the tests that start no server
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not soak"
 
 check: $(READY)  ## lint, types, layers, the platform/ guard, generated pages
 	@test ! -e platform/__init__.py || { echo "platform/__init__.py shadows the standard library: delete it"; exit 1; }

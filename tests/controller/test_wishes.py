@@ -119,7 +119,7 @@ def settle(story: Story) -> None:
     raise AssertionError(story.controller.report)
 
 
-@pytest.mark.parametrize("alias", ["champion", "challenger"])
+@pytest.mark.parametrize("alias", ["champion", pytest.param("challenger", marks=pytest.mark.soak)])
 def test_whenever_a_person_moves_an_alias_while_a_trial_ends_their_wish_stands(
     alias: str, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

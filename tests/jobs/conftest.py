@@ -9,11 +9,23 @@ from typing import Any
 
 import pytest
 
+from seatrial.registry import runs
 from tests.tiny import make_base
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests have no packages, and this folder has a helper
 
-from job_processes import S3_ENVIRONMENT, Cluster, Job, S3Server, Start, launch, ray_cluster, write_data
+from job_processes import (
+    S3_ENVIRONMENT,
+    Cluster,
+    Job,
+    S3Server,
+    Start,
+    Uninterrupted,
+    launch,
+    lora_recipe,
+    ray_cluster,
+    write_data,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,6 +79,26 @@ def start_job(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
     for job in started:
         if job.process.poll() is None:
             job.kill()
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(
+    start_job: Start,
+    tiny_base: Path,
+    data: Path,
+    mlflow_uri: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Uninterrupted:
+    """What killed jobs are compared with."""
+    recipe = lora_recipe(tiny_base, data, tmp_path_factory.mktemp("whole"), checkpoint_every=5)
+    refused = start_job({**recipe, "gate": {**recipe["gate"], "max_loss": 0.001}})
+    assert refused.wait() == 3, "\n".join(refused.lines())
+    run_id = refused.events("run")[0]["run_id"]
+    losses = runs.history(run_id, "train/loss", uri=mlflow_uri)
+    gate = runs.tags_of(run_id, uri=mlflow_uri)["seatrial.gate"]
+    registered = start_job(recipe)
+    assert registered.wait() == 0, "\n".join(registered.lines())
+    return Uninterrupted(recipe, refused, registered, losses, gate)
 
 
 @pytest.fixture(scope="session")

@@ -86,6 +86,19 @@ class Job:
 Start = Callable[..., Job]
 
 
+@dataclass(frozen=True)
+class Uninterrupted:
+    """A job that nobody has killed: first with a gate that it could not pass, then run again with another."""
+
+    recipe: dict[str, Any]
+    refused: Job
+    registered: Job
+    losses: list[tuple[int, float]]
+    """By step, as they were when the gate had refused it."""
+    gate: str
+    """What the run's tag said of the gate then."""
+
+
 def launch(
     cluster: Cluster,
     values: dict[str, Any],

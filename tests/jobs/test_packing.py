@@ -10,7 +10,7 @@ from job_processes import Start, lora_recipe
 
 from seatrial.registry import runs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 
 @pytest.fixture

@@ -216,6 +216,7 @@ def test_weights_that_cannot_be_divided_are_named(tiny_base: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_sharded_job_survives_a_killed_worker_and_ends_in_a_version(
     start_job: Start, cluster: Cluster, tiny_base: Path, data: Path, mlflow_uri: str, tmp_path: Path
 ):

@@ -261,6 +261,7 @@ def test_a_tampered_version_is_refused_and_the_service_goes_on(stand: Stand) -> 
     stand.configure(stand.adapters[:2])
 
 
+@pytest.mark.soak
 def test_a_full_model_answers_in_an_application_of_its_own_and_its_loss_costs_no_request(
     stand: Stand,
 ) -> None:
@@ -340,6 +341,7 @@ def test_a_base_that_is_not_there_is_refused_before_an_engine_starts(stand: Stan
     assert text_of(stand.client(), "svc@1")
 
 
+@pytest.mark.soak
 def test_without_mlflow_and_store_answers_continue_and_a_killed_replica_comes_back(stand: Stand) -> None:
     """The store cannot be opened for a while, MLflow's process is stopped until the end."""
     database = stand.cluster.home / "store.db"

@@ -77,7 +77,10 @@ def test_prometheus_reads_each_arm_from_rays_agent(fire: Fire, arm: str) -> None
     assert named <= set(fire.made)
 
 
-@pytest.mark.parametrize("scenario", [scenarios.failing_challenger, scenarios.hanging_challenger])
+@pytest.mark.parametrize(
+    "scenario",
+    [pytest.param(scenarios.failing_challenger, marks=pytest.mark.soak), scenarios.hanging_challenger],
+)
 def test_a_challenger_that_breaks_is_rolled_back_and_no_client_of_the_champion_notices(
     fire: Fire, scenario: Callable[[Fire], tuple[load.Load, dict[str, Any]]]
 ) -> None:

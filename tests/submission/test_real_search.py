@@ -85,6 +85,7 @@ def test_a_job_whose_driver_goes_with_its_node_is_tried_again(stack: Stack) -> N
     assert attempts(stack, job_id)[0]["cause"], "the first one says why it ended"
 
 
+@pytest.mark.soak
 def test_a_search_as_a_plain_command_goes_through_the_queue_in_a_folder_that_travels(stack: Stack) -> None:
     folder = stack.folder / "code"
     folder.mkdir()
@@ -92,7 +93,7 @@ def test_a_search_as_a_plain_command_goes_through_the_queue_in_a_folder_that_tra
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     recipe |= {"name": "join-search", "service": "join-search"}
     recipe["run"] |= {"evaluate_every": 10, "storage": str(stack.folder / "searches")}
-    rates = {"type": "choice", "values": [1e-2, 1e-6]}
+    rates = {"type": "choice", "values": [1e-2]}
     recipe["search"] = {"space": {"run.learning_rate": rates}, "algorithm": {"type": "grid"}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     command = ("--", "python", "-m", "seatrial_jobs.tune", "recipe.yaml")
@@ -107,5 +108,5 @@ def test_a_search_as_a_plain_command_goes_through_the_queue_in_a_folder_that_tra
     name, version = job.result["version"].removeprefix("models:/").split("/")
     tags = versions.describe(name, version, uri=uri).tags
     assert (name, tags["seatrial.search.parent_run"]) == ("join-search", run_id)
-    assert (tags["seatrial.search.trial"], tags["seatrial.search.trials"]) == ("1", "2")
+    assert (tags["seatrial.search.trial"], tags["seatrial.search.trials"]) == ("1", "1")
     assert runs.tags_of(run_id, uri=uri)[runs.SUBMISSION_ID] == job.ray_id

@@ -122,6 +122,7 @@ print("left behind:", left)
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_what_a_killed_driver_left_behind_is_given_back_but_not_what_was_meant_to_stay(
     tmp_path: Path, mlflow_uri: str
 ) -> None:

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def search_recipe(
-    base: Path, data: Path, storage: Path, search: dict[str, Any], *, workers: int = 1, **run: Any
+    base: Path, data: Path, storage: Path, search: dict[str, Any], **run: Any
 ) -> dict[str, Any]:
     """Steps of about a twentieth of a second, measured and kept every 10."""
     settings = {
@@ -40,7 +40,7 @@ def search_recipe(
         "model": {"base": str(base)},
         "method": {"type": "lora", "rank": 4},
         "run": settings,
-        "resources": {"workers": workers, "threads_per_worker": 1},
+        "resources": {"workers": 1, "threads_per_worker": 1},
         "gate": {"sample_rows": 4, "max_new_tokens": 8},
         "search": search,
     }
@@ -59,7 +59,7 @@ def said(job: Job) -> str:
     return "\n".join(job.lines())
 
 
-def test_a_killed_search_goes_on_stops_the_weak_and_makes_the_best_a_version_with_its_lineage(
+def test_a_search_that_is_killed_twice_stops_the_weak_and_makes_the_best_a_version_with_its_lineage(
     start_job: Start, cluster: Cluster, tiny_base: Path, data: Path, mlflow_uri: str, tmp_path: Path
 ) -> None:
     search = {
@@ -70,8 +70,13 @@ def test_a_killed_search_goes_on_stops_the_weak_and_makes_the_best_a_version_wit
     }
     recipe = search_recipe(tiny_base, data, tmp_path, search, steps=100)
     first = start_job(recipe, module="tune")
-    until(lambda: _second_is_under_way(tmp_path, first), timeout_s=400)
+    until(lambda: _has_come_to(20, 1, tmp_path, first), timeout_s=400, every_s=0.1)
+    [actor] = _trial_actors(cluster)
+    actor.kill()
+    until(lambda: _has_come_to(10, 2, tmp_path, first), timeout_s=400)
+    assert "trial 1/2  lost with its process or its machine after step" in said(first)
     before = journal_in(tmp_path).trials
+    assert before[1].state == "finished", said(first)
     first.kill()
     until(lambda: not cluster.workers(), timeout_s=60)
 
@@ -88,7 +93,8 @@ def test_a_killed_search_goes_on_stops_the_weak_and_makes_the_best_a_version_wit
     assert trials[2].step < 100
     run_id = second.events("run")[0]["run_id"]
     assert run_id == first.events("run")[0]["run_id"]
-    assert int(runs.tags_of(trials[2].run_id, uri=mlflow_uri)["seatrial.resumed_at"]) >= 10
+    for number, reached in ((1, 20), (2, 10)):
+        assert int(runs.tags_of(trials[number].run_id, uri=mlflow_uri)["seatrial.resumed_at"]) >= reached
     for trial in trials.values():
         assert parent_of(trial, mlflow_uri) == run_id
         found = connect(mlflow_uri).get_run(trial.run_id)
@@ -119,35 +125,7 @@ def test_a_killed_search_goes_on_stops_the_weak_and_makes_the_best_a_version_wit
     assert third.events("registered")[0]["version"] == version
 
 
-def test_a_trial_whose_actor_is_killed_goes_on_from_its_checkpoint_and_none_is_missing(
-    start_job: Start, cluster: Cluster, tiny_base: Path, data: Path, mlflow_uri: str, tmp_path: Path
-) -> None:
-    search = {
-        "space": {"run.learning_rate": {"type": "choice", "values": [1e-2, 1e-3]}},
-        "algorithm": {"type": "grid"},
-        "max_concurrent": 1,
-    }
-    recipe = search_recipe(tiny_base, data, tmp_path, search, steps=150)
-    job = start_job(recipe, module="tune")
-    until(lambda: _has_come_to(20, 1, tmp_path, job), timeout_s=400, every_s=0.1)
-    [actor] = _trial_actors(cluster)
-    actor.kill()
-
-    assert job.wait() == 0, said(job)
-    trials = journal_in(tmp_path).trials
-    assert {number: trial.state for number, trial in trials.items()} == {
-        1: "finished", 2: "finished",
-    }, said(job)  # fmt: skip
-    assert "trial 1/2  lost with its process or its machine after step" in said(job)
-    assert int(runs.tags_of(trials[1].run_id, uri=mlflow_uri)["seatrial.resumed_at"]) >= 20
-    for trial in trials.values():
-        assert connect(mlflow_uri).get_run(trial.run_id).info.status == "FINISHED"
-        steps = [step for step, _ in runs.history(trial.run_id, "train/loss", uri=mlflow_uri)]
-        assert steps == list(range(1, 151)), "each step once"
-    assert job.events("registered"), said(job)
-
-
-def test_a_weak_trial_of_two_workers_goes_on_from_the_checkpoint_of_a_strong_one(
+def test_a_weak_trial_goes_on_from_the_checkpoint_of_a_strong_one(
     start_job: Start, tiny_base: Path, data: Path, mlflow_uri: str, tmp_path: Path
 ) -> None:
     search = {
@@ -155,9 +133,7 @@ def test_a_weak_trial_of_two_workers_goes_on_from_the_checkpoint_of_a_strong_one
         "algorithm": {"type": "grid"},
         "scheduler": {"type": "pbt", "interval_steps": 20, "quantile": 0.5, "resample": 0.0},
     }
-    recipe = search_recipe(
-        tiny_base, data, tmp_path, search, workers=2, steps=120, seq_tokens=256, keep_checkpoints=10
-    )
+    recipe = search_recipe(tiny_base, data, tmp_path, search, steps=60, seq_tokens=256, keep_checkpoints=10)
     job = start_job(recipe, module="tune")
     assert job.wait() == 0, said(job)
     journal = journal_in(tmp_path)
@@ -180,10 +156,6 @@ def test_a_weak_trial_of_two_workers_goes_on_from_the_checkpoint_of_a_strong_one
     assert weak.state == "finished"
     assert weak.reports[-1].value < weak.reports[0].value - 0.2
     assert runs.tags_of(weak.run_id, uri=mlflow_uri)["seatrial.resumed_at"]
-
-
-def _second_is_under_way(place: Path, job: Job) -> bool:
-    return _has_come_to(10, 2, place, job)
 
 
 def _has_come_to(step: int, number: int, place: Path, job: Job) -> bool:
