@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, redirect_stderr, redirect_stdout
 from typing import Any
 
 import ray
@@ -67,48 +69,56 @@ class Replica:
     """One process of a service's engine, with its traffic table."""
 
     async def __init__(self, spec: dict[str, Any], device: str) -> None:
-        from seatrial_serving.engine import Server
-
-        self._server = Server(Spec.model_validate(spec), device)
-        await self._server.start()
+        self._engine = _engine().ServiceEngine(Spec.model_validate(spec), device)
+        await self._engine.start()
 
     async def __serve_build_asgi_app__(self) -> App:
-        return self._server.app()
+        return self._engine.app()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take the controller's newest preload list, traffic table and rules."""
-        await self._server.reconfigure(user_config)
+        await self._engine.reconfigure(user_config)
 
     async def check_health(self) -> None:
         """As the engine says; RuntimeError when it is dead."""
-        await self._server.check_health()
+        await self._engine.check_health()
 
     async def __del__(self) -> None:
-        if hasattr(self, "_server"):
-            await self._server.close()
+        if hasattr(self, "_engine"):
+            await self._engine.close()
 
 
 class FullReplica:
     """One process of a full-model version. Requests come from the service's replicas by handle."""
 
     async def __init__(self, spec: dict[str, Any], device: str) -> None:
-        from seatrial_serving.engine import FullServer
+        self._engine = _engine().FullEngine(Spec.model_validate(spec), device)
+        await self._engine.start()
 
-        self._server = FullServer(Spec.model_validate(spec), device)
-        await self._server.start()
-
-    async def forward(self, path: str, body: bytes, request_id: str) -> AsyncIterator[Part]:
+    async def forward(self, path: str, body: bytes, request_id: str) -> AsyncGenerator[Part, None]:
         """Answer one request: that it was taken, status and headers, then the body piece by piece."""
-        async for part in self._server.forward(path, body, request_id):
-            yield part
+        async with aclosing(self._engine.forward(path, body, request_id)) as parts:
+            async for part in parts:
+                yield part
 
     async def check_health(self) -> None:
         """As the engine says; RuntimeError when it is dead."""
-        await self._server.check_health()
+        await self._engine.check_health()
 
     async def __del__(self) -> None:
-        if hasattr(self, "_server"):
-            await self._server.close()
+        if hasattr(self, "_engine"):
+            await self._engine.close()
+
+
+def _engine() -> Any:
+    """The engine's module. Its loggers keep the streams of its import, which are the process's own.
+
+    Serve has put its own there by now, which keep the last lines of a quiet replica to themselves.
+    """
+    out, err = (getattr(stream, "_original_object", stream) for stream in (sys.stdout, sys.stderr))
+    with redirect_stdout(out), redirect_stderr(err):
+        from seatrial_serving import engine
+    return engine
 
 
 def _spec(args: dict[str, Any]) -> Spec:

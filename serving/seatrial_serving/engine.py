@@ -6,7 +6,7 @@ HAProxy -> replica process: Traffic (ours) -> vLLM's own OpenAI app -> engine
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,6 @@ from seatrial_serving.spec import (
     engine_kwargs,
     environment,
     placement,
-    replica_cpus,
     spool_folder,
 )
 from seatrial_serving.sticky import Sticky
@@ -67,7 +66,6 @@ def _llm_config(spec: Spec, model_id: str, path: Path, *, device: str, lora: boo
         callback_config={"callback_class": _ModelIsHere},
         placement_group_config=placement(engine, device=device),
         runtime_env={"env_vars": environment(engine, device=device)},
-        deployment_config={"ray_actor_options": {"num_cpus": replica_cpus(engine, device=device)}},
     )
 
 
@@ -143,7 +141,7 @@ class _Engine:
                 raise UserError(f"{model}: the warm-up request was answered with {part[0]}")
 
 
-class Server(_Engine):
+class ServiceEngine(_Engine):
     """A replica of a service: the base model, its adapters, and the traffic table."""
 
     def __init__(self, spec: Spec, device: str) -> None:
@@ -273,7 +271,7 @@ class Server(_Engine):
         )
 
 
-class FullServer(_Engine):
+class FullEngine(_Engine):
     """A replica of one full-model version. Requests come from the service's replicas by handle."""
 
     def __init__(self, spec: Spec, device: str) -> None:
@@ -286,8 +284,9 @@ class FullServer(_Engine):
         await self._start(self._spec, model, folder, self._device, lora=False)
         await self._warm(model)
 
-    async def forward(self, path: str, body: bytes, request_id: str) -> AsyncIterator[Part]:
+    async def forward(self, path: str, body: bytes, request_id: str) -> AsyncGenerator[Part, None]:
         """Answer one request: that it was taken, status and headers, then the body piece by piece."""
         yield ACCEPTED
-        async for part in drive(self._openai, path, body, request_id):
-            yield part
+        async with aclosing(drive(self._openai, path, body, request_id)) as parts:
+            async for part in parts:
+                yield part

@@ -57,7 +57,7 @@ class Part:
     def start(self) -> None:
         """Start it and wait until it answers."""
         self._process = self._stack.enter_context(stage.process(self._command, self._log, self._env))
-        stage.wait_until(lambda: stage.answers(self._health), 90, self._health)
+        stage.wait_until(lambda: stage.answers(self._health), 180, self._health)
 
     def kill(self) -> None:
         """SIGKILL it and all that it started."""

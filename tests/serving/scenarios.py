@@ -123,10 +123,11 @@ def mlflow_killed(fire: Fire) -> tuple[Load, dict[str, Any]]:
         time.sleep(AWAY_S)
         began = time.monotonic()
         fire.mlflow.start()
+        started_s = time.monotonic() - began
         fire.alias("champion", version)
-        fire.wait_served(version, running)
-        recovered_s = time.monotonic() - began
-    return running, {"recovered_s": round(recovered_s, 1), **running.summary()}
+        promoted_s = fire.wait_served(version, running)
+    figures = {"recovered_s": started_s + promoted_s, "mlflow_start_s": started_s, "promoted_s": promoted_s}
+    return running, {**{name: round(value, 1) for name, value in figures.items()}, **running.summary()}
 
 
 def store_away(fire: Fire) -> tuple[Load, dict[str, Any]]:

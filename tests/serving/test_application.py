@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
-from seatrial.config.service import EngineSection
-from seatrial_serving.spec import Spec, bundles, replica_cpus
+from seatrial_serving.application import FullReplica, _bind
+from seatrial_serving.spec import Spec
 
 BUILT = """
 import sys
@@ -27,25 +29,35 @@ def test_nobody_but_a_replica_imports_an_engine() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "told",
+    ("told", "own_cpus"),
     [
-        {"device": "cpu", "cpus": 2},
-        {"device": "gpu", "cpus": 3},
-        {"device": "gpu", "cpus": 1, "tensor_parallel": 4},
+        ({"device": "cpu", "cpus": 2}, 0),  # its worker has them
+        ({"device": "gpu", "cpus": 3}, 3),
+        ({"device": "gpu", "cpus": 1, "tensor_parallel": 4}, 1),
     ],
 )
-def test_replicas_are_placed_as_ray_places_its_own(told: dict[str, Any], tmp_path: Path) -> None:
+def test_replicas_are_placed_as_ray_places_its_own(
+    told: dict[str, Any], own_cpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ray.llm._internal.serve.core.server.llm_server import LLMServer
 
     from seatrial_serving.engine import _llm_config
 
-    engine = {"base": "x", **told}
-    spec = Spec.model_validate({"service": {"name": "svc", "engine": engine}})
-    device = told["device"]
-    config = _llm_config(spec, "svc", tmp_path, device=device, lora=True)
-    theirs = LLMServer.get_deployment_options(config)
-    ours = bundles(spec.service.engine, device=device)
-    assert ours == [{k: v for k, v in each.items() if v} for each in theirs["placement_group_bundles"]]
-    assert theirs["placement_group_strategy"] == "STRICT_PACK"
-    cpus = replica_cpus(EngineSection.model_validate(engine), device=device)
-    assert theirs["ray_actor_options"]["num_cpus"] == cpus
+    def context() -> SimpleNamespace:
+        return SimpleNamespace(runtime_env={"working_dir": "gcs://code.zip", "env_vars": {"A": "1"}})
+
+    monkeypatch.setattr(ray, "get_runtime_context", context)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 8.0})
+    spec = Spec.model_validate({"service": {"name": "svc", "engine": {"base": "x", **told}}})
+    ours = _bind(FullReplica, spec)._bound_deployment._replica_config
+    config = _llm_config(spec, "svc", tmp_path, device=told["device"], lora=True)
+    actor = {"ray_actor_options": {"num_cpus": own_cpus}}
+    theirs = LLMServer.get_deployment_options(config.model_copy(update={"deployment_config": actor}))
+
+    bundles = [{k: v for k, v in each.items() if v} for each in theirs["placement_group_bundles"]]
+    assert ours.placement_group_bundles == bundles
+    assert ours.placement_group_strategy == theirs["placement_group_strategy"]
+    assert ours.ray_actor_options["num_cpus"] == theirs["ray_actor_options"]["num_cpus"]
+    environment = theirs["ray_actor_options"]["runtime_env"]
+    del environment["worker_process_setup_hook"]  # Ray's, which does nothing
+    assert ours.ray_actor_options["runtime_env"] == environment

@@ -21,9 +21,9 @@ print([name for name in ("torch", "vllm") if name in sys.modules], str(error.cau
 
 def replica_with(engine: object) -> Any:
     """A replica that was never started."""
-    from seatrial_serving.engine import FullServer
+    from seatrial_serving.engine import FullEngine
 
-    replica = FullServer.__new__(FullServer)
+    replica = FullEngine.__new__(FullEngine)
     replica.engine = engine  # type: ignore[assignment]
     return replica
 

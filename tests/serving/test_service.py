@@ -10,6 +10,7 @@ import statistics
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -255,6 +256,8 @@ def test_a_tampered_version_is_refused_and_the_service_goes_on(stand: Stand) -> 
 
     stage.wait_until(lambda: all(state.startswith("error") for state in states()), 60, "the refusals")
     assert all("adapter_model.safetensors" in state for state in states())
+    logs = [Path(f"/proc/{pid}/fd/2").read_text() for pid in stand.pids().values()]
+    assert all(f"version {fake.version} is not loaded" in log for log in logs), "read at once, not buffered"
     assert stand.revisions() == before, "the old table stays in force"
     assert text_of(stand.client(), "svc@1")
     assert stand.client().chat.completions.create(model=SERVICE, messages=MESSAGES, max_tokens=2)
