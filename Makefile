@@ -33,7 +33,7 @@ soak: $(READY)  ## the same at greater length and in more ways, before a release
 	$(BIN)/python -m pytest -m soak
 
 quick: $(READY)  ## the tests that start no server
-	$(BIN)/python -m pytest -m "not slow and not soak"
+	$(BIN)/python -m pytest -m "not slow"
 
 check: $(READY)  ## lint, types, layers, the platform/ guard, generated pages
 	@test ! -e platform/__init__.py || { echo "platform/__init__.py shadows the standard library: delete it"; exit 1; }

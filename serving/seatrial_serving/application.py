@@ -65,7 +65,21 @@ def build_full(args: dict[str, Any]) -> serve.Application:
     return _bind(FullReplica, spec)
 
 
-class Replica:
+class _Process:
+    """What Serve asks of every replica."""
+
+    _engine: Any
+
+    async def check_health(self) -> None:
+        """As the engine says; RuntimeError when it is dead."""
+        await self._engine.check_health()
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_engine"):
+            await self._engine.close()
+
+
+class Replica(_Process):
     """One process of a service's engine, with its traffic table."""
 
     async def __init__(self, spec: dict[str, Any], device: str) -> None:
@@ -79,16 +93,8 @@ class Replica:
         """Take the controller's newest preload list, traffic table and rules."""
         await self._engine.reconfigure(user_config)
 
-    async def check_health(self) -> None:
-        """As the engine says; RuntimeError when it is dead."""
-        await self._engine.check_health()
 
-    async def __del__(self) -> None:
-        if hasattr(self, "_engine"):
-            await self._engine.close()
-
-
-class FullReplica:
+class FullReplica(_Process):
     """One process of a full-model version. Requests come from the service's replicas by handle."""
 
     async def __init__(self, spec: dict[str, Any], device: str) -> None:
@@ -100,14 +106,6 @@ class FullReplica:
         async with aclosing(self._engine.forward(path, body, request_id)) as parts:
             async for part in parts:
                 yield part
-
-    async def check_health(self) -> None:
-        """As the engine says; RuntimeError when it is dead."""
-        await self._engine.check_health()
-
-    async def __del__(self) -> None:
-        if hasattr(self, "_engine"):
-            await self._engine.close()
 
 
 def _engine() -> Any:

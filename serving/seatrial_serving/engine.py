@@ -94,10 +94,13 @@ class _Engine:
 
     engine: VLLMEngine | None = None
 
-    async def _start(self, spec: Spec, model_id: str, path: Path, device: str, *, lora: bool) -> None:
+    def __init__(self, spec: Spec, device: str) -> None:
+        self._spec, self._device = spec, device
+
+    async def _start(self, model_id: str, path: Path, *, lora: bool) -> None:
         bind_inner_port()
-        config = _llm_config(spec, model_id, path, device=device, lora=lora)
-        self.engine = _OneProcessEngine(config) if device == "cpu" else VLLMEngine(config)
+        config = _llm_config(self._spec, model_id, path, device=self._device, lora=lora)
+        self.engine = _OneProcessEngine(config) if self._device == "cpu" else VLLMEngine(config)
         async with asyncio.timeout(ENGINE_START_TIMEOUT_S):
             await self.engine.start()
         self._openai: App = await self.engine.build_asgi_app()
@@ -144,9 +147,6 @@ class _Engine:
 class ServiceEngine(_Engine):
     """A replica of a service: the base model, its adapters, and the traffic table."""
 
-    def __init__(self, spec: Spec, device: str) -> None:
-        self._spec, self._device = spec, device
-
     async def start(self) -> None:
         """Start everything that answers."""
         service, engine = self._spec.service, self._spec.service.engine
@@ -159,7 +159,7 @@ class ServiceEngine(_Engine):
         base = await asyncio.to_thread(resolve, self._spec.base, engine.revision, cache)
         self.base_digest = base.digest
         self.max_lora_rank = engine.max_lora_rank
-        await self._start(self._spec, service.name, base.path, self._device, lora=True)
+        await self._start(service.name, base.path, lora=True)
         self._forwarder = Forwarder()
         self._live = Live(Table(service.name), self._rules(service.http or NOBODY))
         folder = spool_folder(addresses.home, service.name)
@@ -274,14 +274,11 @@ class ServiceEngine(_Engine):
 class FullEngine(_Engine):
     """A replica of one full-model version. Requests come from the service's replicas by handle."""
 
-    def __init__(self, spec: Spec, device: str) -> None:
-        self._spec, self._device = spec, device
-
     async def start(self) -> None:
         """Start the engine, and answer a first request."""
         folder = await asyncio.to_thread(full_model, self._spec, cache_folder(Addresses.resolve().home))
         model = f"{self._spec.service.name}@{self._spec.version}"
-        await self._start(self._spec, model, folder, self._device, lora=False)
+        await self._start(model, folder, lora=False)
         await self._warm(model)
 
     async def forward(self, path: str, body: bytes, request_id: str) -> AsyncGenerator[Part, None]:
