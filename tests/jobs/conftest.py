@@ -21,6 +21,7 @@ from job_processes import (
     S3Server,
     Start,
     Uninterrupted,
+    curves,
     launch,
     lora_recipe,
     ray_cluster,
@@ -94,11 +95,11 @@ def uninterrupted(
     refused = start_job({**recipe, "gate": {**recipe["gate"], "max_loss": 0.001}})
     assert refused.wait() == 3, "\n".join(refused.lines())
     run_id = refused.events("run")[0]["run_id"]
-    losses = runs.history(run_id, "train/loss", uri=mlflow_uri)
+    then = curves(run_id, mlflow_uri)
     gate = runs.tags_of(run_id, uri=mlflow_uri)["seatrial.gate"]
     registered = start_job(recipe)
     assert registered.wait() == 0, "\n".join(registered.lines())
-    return Uninterrupted(recipe, refused, registered, losses, gate)
+    return Uninterrupted(recipe, refused, registered, then, gate)
 
 
 @pytest.fixture(scope="session")

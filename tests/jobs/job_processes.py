@@ -20,6 +20,8 @@ import httpx
 import psutil
 import yaml
 
+from seatrial.registry import runs
+
 MARK = "SEATRIAL_TEST_CLUSTER"
 S3_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "seatrial",
@@ -86,6 +88,15 @@ class Job:
 Start = Callable[..., Job]
 
 
+CURVES = ("train/loss", "train/learning_rate", "train/grad_norm", "eval/loss")
+"""Metrics that the recipe alone decides."""
+
+
+def curves(run_id: str, uri: str) -> dict[str, list[tuple[int, float]]]:
+    """What MLflow has of each, by step."""
+    return {key: runs.history(run_id, key, uri=uri) for key in CURVES}
+
+
 @dataclass(frozen=True)
 class Uninterrupted:
     """A job that nobody has killed: first with a gate that it could not pass, then run again with another."""
@@ -93,7 +104,7 @@ class Uninterrupted:
     recipe: dict[str, Any]
     refused: Job
     registered: Job
-    losses: list[tuple[int, float]]
+    curves: dict[str, list[tuple[int, float]]]
     """By step, as they were when the gate had refused it."""
     gate: str
     """What the run's tag said of the gate then."""

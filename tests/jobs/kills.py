@@ -18,11 +18,9 @@ import psutil
 
 from seatrial.registry import runs, versions
 from seatrial.registry.client import connect
-from tests.jobs.job_processes import Cluster, Job, launch
+from tests.jobs.job_processes import CURVES, Cluster, Job, launch
 
 ONE, ALL, DRIVER, MIDWAY = KINDS = ("one worker", "all workers", "driver", "in a checkpoint")
-DETERMINED = ("train/loss", "train/learning_rate", "train/grad_norm", "eval/loss")
-"""Metrics that the recipe alone decides."""
 STEP_S = 0.1
 LONGEST_WAIT_S = 240.0
 
@@ -218,14 +216,14 @@ def trace_of(job: Job, uri: str) -> Trace:
     if (status := connect(uri).get_run(run_id).info.status) != "FINISHED":
         wrong.append(f"the run is {status}")
     tags = versions.describe(version["name"], version["version"], uri=uri).tags
-    return Trace({key: curves[key] for key in DETERMINED}, tags["seatrial.digest"], wrong)
+    return Trace({key: curves[key] for key in CURVES}, tags["seatrial.digest"], wrong)
 
 
 def difference(mine: Trace, theirs: Trace) -> tuple[float, list[str]]:
     """The largest between two traces, and what besides values is not the same."""
     wrong = [] if mine.digest == theirs.digest else ["the version's weights are others"]
     largest = 0.0
-    for key in DETERMINED:
+    for key in CURVES:
         if mine.curves[key].keys() != theirs.curves[key].keys():
             wrong.append(f"{key}: other steps than the uninterrupted run's")
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from job_processes import Cluster, Job, S3Server, Start, Uninterrupted, launch, until
+from job_processes import CURVES, Cluster, Job, S3Server, Start, Uninterrupted, curves, launch, until
 
 from seatrial.registry import runs, versions
 from seatrial.registry.client import connect
@@ -13,11 +13,6 @@ from seatrial.registry.client import connect
 pytestmark = pytest.mark.slow
 TOLERANCE = 1e-6
 TOLD = (str(Path(__file__).parent / "told_train.py"),)
-KEYS = ("train/loss", "train/learning_rate", "train/grad_norm", "eval/loss")
-
-
-def curves(run_id: str, uri: str) -> dict[str, list[tuple[int, float]]]:
-    return {key: runs.history(run_id, key, uri=uri) for key in KEYS}
 
 
 def run_id_of(job: Job) -> str:
@@ -26,7 +21,7 @@ def run_id_of(job: Job) -> str:
 
 def assert_same(job: Job, reference: Job, uri: str) -> None:
     mine, theirs = curves(run_id_of(job), uri), curves(run_id_of(reference), uri)
-    for key in KEYS:
+    for key in CURVES:
         assert [step for step, _ in mine[key]] == [step for step, _ in theirs[key]], key
         for (step, value), (_, expected) in zip(mine[key], theirs[key], strict=True):
             assert value == pytest.approx(expected, abs=TOLERANCE), (key, step)
@@ -45,12 +40,12 @@ def test_a_failed_gate_registers_nothing_and_a_looser_one_registers_without_trai
     assert job.events("gate")[0]["passed"] is False
     assert "max_loss 0.001" in job.events("gate")[0]["reasons"][0]
     assert not job.events("registered")
-    assert [step for step, _ in uninterrupted.losses] == list(range(1, 41))
+    assert [step for step, _ in uninterrupted.curves["train/loss"]] == list(range(1, 41))
     assert uninterrupted.gate == "failed"
 
     assert run_id_of(again) == run_id_of(job)
     now = curves(run_id_of(again), mlflow_uri)
-    assert now["train/loss"] == uninterrupted.losses
+    assert now == uninterrupted.curves
     told = runs.tags_of(run_id_of(job), uri=mlflow_uri)
     assert told["seatrial.gate"] == "passed"
     assert not {"seatrial.gate_reasons", "seatrial.setting.gate.max_loss"} & told.keys()
